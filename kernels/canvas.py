@@ -1,0 +1,107 @@
+"""Slot tensors of the refining step: what is fixed a request, and what a step moves.
+
+Shape suffixes: B requests, C canvas positions, Q stop sequences, L tokens of a stop sequence,
+H remembered canvases.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Self
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+REMEMBERED = 8
+"""Canvases remembered to detect a cycle: the longest period that is seen."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Slots:
+    def select(self, index_B: Tensor) -> Self:
+        """The slots of `index_B`, in that order."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        chosen = {
+            name: value.index_select(0, index_B)
+            for name, value in values.items()
+            if isinstance(value, torch.Tensor)
+        }
+        return replace(self, **chosen)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan(_Slots):
+    """What stays fixed while a request runs. The sampler fills it from the settings."""
+
+    mask_id: int
+    most_blocks: int
+    """The largest of `blocks_B`."""
+    length_B: Tensor
+    """Tokens of the answer; columns beyond it are suffix and padding."""
+    block_length_B: Tensor
+    blocks_B: Tensor
+    steps_B: Tensor
+    """Steps of a block."""
+    refine_B: Tensor
+    refine_from_B: Tensor
+    """First step of a block that refines."""
+    refine_fraction_B: Tensor
+    """Float64; 1 is all."""
+    official_B: Tensor
+    stops_BQL: Tensor
+    stop_lengths_BQ: Tensor
+    """0 where a request has fewer sequences than others."""
+    stop_span_B: Tensor
+    """The longest of a request's stop sequences."""
+
+
+@dataclass(frozen=True, slots=True)
+class Canvas(_Slots):
+    """What a step moves. `refine_canvas` returns the next one."""
+
+    ids_BC: Tensor
+    block_B: Tensor
+    """The current block; -1 before the first."""
+    step_B: Tensor
+    """Steps done in the block."""
+    block_masks_B: Tensor
+    """Masks in the block when it was entered."""
+    stop_B: Tensor
+    """Where the stop is; the answer's length if there is none."""
+    polish_B: Tensor
+    """The block was complete when it was entered: it is over when nothing new comes."""
+    seen_BH: Tensor
+    """Fingerprints of the block's canvases."""
+    forwards_B: Tensor
+    done_B: Tensor
+
+    @classmethod
+    def blank(cls, ids_BC: Tensor, stop_B: Tensor) -> Canvas:
+        """Canvases that have not entered a block."""
+        zero_B = torch.zeros_like(stop_B)
+        return cls(
+            ids_BC=ids_BC,
+            block_B=zero_B - 1,
+            step_B=zero_B,
+            block_masks_B=zero_B,
+            stop_B=stop_B,
+            polish_B=zero_B.bool(),
+            seen_BH=zero_B.new_full((len(zero_B), REMEMBERED), -1),
+            forwards_B=zero_B,
+            done_B=zero_B.bool(),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What one step did."""
+
+    revealed_BC: Tensor
+    revised_BC: Tensor
+    """Rewritten, also with the same id."""
+    count_B: Tensor
+    """Positions that the schedule asked for."""
+    bound_B: Tensor
+    """Positions from here on were not open."""

@@ -1,0 +1,1 @@
+"""The refining masked-diffusion captioner: configuration, modules, samplers, checkpoints."""

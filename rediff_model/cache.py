@@ -1,0 +1,84 @@
+"""Attention layouts over packed rows, and the cache of a prompt's keys and values.
+
+Shape suffixes: B sequences, L rows of a sequence, P prompt rows, C canvas rows, T packed rows,
+H query heads, K key/value heads, E head size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(slots=True)
+class DenseAttend:
+    """B sequences of L rows each; every row attends to all rows of its own sequence.
+
+    `allowed_BL` (true = may be attended to) hides padding. With `record`, the rotated keys and
+    values of every layer are kept, [B, K, L, E], so that a canvas can attend to them later.
+    """
+
+    sequences: int
+    allowed_BL: Tensor | None = None
+    record: bool = False
+    keys: list[Tensor] = field(default_factory=list)
+    values: list[Tensor] = field(default_factory=list)
+
+    def __call__(self, layer: int, query_THE: Tensor, key_TKE: Tensor, value_TKE: Tensor) -> Tensor:
+        query, key, value = (
+            _split(rows, self.sequences) for rows in (query_THE, key_TKE, value_TKE)
+        )
+        if self.record:
+            self.keys.append(key)
+            self.values.append(value)
+        mask = None if self.allowed_BL is None else self.allowed_BL[:, None, None, :]
+        return _attend(query, key, value, mask)
+
+
+@dataclass(slots=True)
+class PrefixAttend:
+    """B canvases of C rows each attending to their prompt's cached rows and to themselves.
+
+    `keys` and `values` hold a tensor a layer, [B, K, P, E]; `allowed_BL` over prompt and canvas
+    rows (true = may be attended to) hides the padding of shorter ones.
+    """
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    allowed_BL: Tensor | None = None
+
+    def __call__(self, layer: int, query_THE: Tensor, key_TKE: Tensor, value_TKE: Tensor) -> Tensor:
+        sequences = self.keys[layer].shape[0]
+        query, key, value = (_split(rows, sequences) for rows in (query_THE, key_TKE, value_TKE))
+        mask = None if self.allowed_BL is None else self.allowed_BL[:, None, None, :]
+        return _attend(
+            query,
+            torch.cat((self.keys[layer], key), dim=2),
+            torch.cat((self.values[layer], value), dim=2),
+            mask,
+        )
+
+
+def _split(rows: Tensor, sequences: int) -> Tensor:
+    """[T, heads, E] to [B, heads, L, E]."""
+    return rows.view(sequences, -1, *rows.shape[1:]).transpose(1, 2)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Scaled dot-product attention back to packed rows, [T, H, E].
+
+    On CPU it runs in float32 at least: bfloat16 attention with its backward pass measured three
+    times slower there.
+    """
+    if query.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        with torch.autocast("cpu", enabled=False):
+            return _attend(query.float(), key.float(), value.float(), mask)
+    grouped = query.shape[1] != key.shape[1]
+    output = scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=grouped)
+    return output.transpose(1, 2).flatten(0, 1)

@@ -1,0 +1,194 @@
+"""The EfficientNet-Lite0 tower of the embedded model: a frozen trunk and fixed positions.
+
+The trunk is EfficientNet-Lite0 (Tan and Le 2019, the Lite variant without squeeze-excitation and
+with ReLU6) with its batch norms folded into the convolutions.
+
+Shape suffixes: N pictures, C channels, H and W rows and columns of a map, T side of a picture in
+pixels, G cells a side at stride 32, P cells of a picture (G squared), F feature channels.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from math import pi, sqrt
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from rediff_model.config import ConfigError
+
+if TYPE_CHECKING:
+    from rediff_model.config import VisionConfig
+
+STRIDE = 64
+"""Pixels a feature cell."""
+POSITION_FREQUENCIES = 8
+DEEP_CHANNELS = 320
+"""Channels of the stride-32 map."""
+MIDDLE_CHANNELS = 112
+"""Channels of the stride-16 map."""
+POSITION_CHANNELS = 4 * POSITION_FREQUENCIES
+TRUNK_CHANNELS = 4 * (DEEP_CHANNELS + MIDDLE_CHANNELS)
+LIMIT = 8.0
+"""Deviations: a few channels fire rarely and very strongly."""
+FEATURE_CHANNELS = TRUNK_CHANNELS + POSITION_CHANNELS
+"""What a `VisionConfig` for this tower has as its hidden_size."""
+
+_EXPANSION = 6
+_STAGES = (
+    # blocks, kernel, stride of the first block, expansion, channels
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, _EXPANSION, 24),
+    (2, 5, 2, _EXPANSION, 40),
+    (3, 3, 2, _EXPANSION, 80),
+    (3, 5, 1, _EXPANSION, 112),
+    (4, 5, 2, _EXPANSION, 192),
+    (1, 3, 1, _EXPANSION, 320),
+)
+_STEM_CHANNELS = 32
+_MAP_STAGES = {2: "stride8", 4: "stride16", 6: "stride32"}
+
+
+class Block(nn.Module):
+    """An inverted bottleneck: expand, depthwise convolution, project, and a shortcut if it fits."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        wide = inputs * expansion
+        self.expand = nn.Conv2d(inputs, wide, 1) if expansion > 1 else None
+        self.depthwise = nn.Conv2d(wide, wide, kernel, stride, groups=wide)
+        self.project = nn.Conv2d(wide, outputs, 1)
+        self.shortcut = stride == 1 and inputs == outputs
+
+    def forward(self, map_NCHW: Tensor) -> Tensor:
+        wide_NCHW = map_NCHW
+        if self.expand is not None:
+            wide_NCHW = functional.relu6(self.expand(wide_NCHW))
+        wide_NCHW = functional.relu6(convolve_same(self.depthwise, wide_NCHW))
+        output_NCHW: Tensor = self.project(wide_NCHW)
+        return output_NCHW + map_NCHW if self.shortcut else output_NCHW
+
+
+class EfficientNetTower(nn.Module):
+    """Pictures to one feature vector a 32-pixel cell: what is there and where it is.
+
+    A cell is 64 pixels wide: the tower looks at a picture of twice the usual resolution, because
+    small things are what it misses, and says it in as few vectors. A vector holds the cell's 2 x 2
+    vectors of the stride-32 map (4 x 320 channels) and of the stride-16 map averaged to stride 32
+    (4 x 112), standardised by stored statistics and clamped, and a sine code of row and column
+    (32).
+
+    Raises:
+        ConfigError: image_size is not a multiple of 64, or patch_size or hidden_size are not
+            those of this tower.
+    """
+
+    feature_mean_F: Tensor
+    feature_scale_F: Tensor
+    position_PF: Tensor
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        for name, value, expected in (
+            ("image_size", config.image_size % STRIDE, 0),
+            ("patch_size", config.patch_size, STRIDE),
+            ("hidden_size", config.hidden_size, FEATURE_CHANNELS),
+        ):
+            if value != expected:
+                raise ConfigError(
+                    f"EfficientNet-Lite0 needs image_size a multiple of {STRIDE}, patch_size "
+                    f"{STRIDE} and hidden_size {FEATURE_CHANNELS}, got {name} "
+                    f"{getattr(config, name)}"
+                )
+        self.config = config
+        self.stem = nn.Conv2d(3, _STEM_CHANNELS, 3, 2)
+        widths = (_STEM_CHANNELS, *(stage[-1] for stage in _STAGES))
+        self.stages = nn.ModuleList(
+            nn.Sequential(
+                *(
+                    Block(outputs if i else inputs, outputs, kernel, 1 if i else stride, expansion)
+                    for i in range(blocks)
+                )
+            )
+            for (inputs, outputs), (blocks, kernel, stride, expansion, _) in zip(
+                pairwise(widths), _STAGES, strict=True
+            )
+        )
+        self.register_buffer("feature_mean_F", torch.zeros(TRUNK_CHANNELS))
+        self.register_buffer("feature_scale_F", torch.ones(TRUNK_CHANNELS))
+        self.register_buffer(
+            "position_PF", position_code(config.patches_per_side), persistent=False
+        )
+        self.requires_grad_(False)
+
+    @property
+    def hidden_size(self) -> int:
+        return FEATURE_CHANNELS
+
+    @property
+    def patches_per_side(self) -> int:
+        return self.config.patches_per_side
+
+    def normalise(self, tiles_N3TT: Tensor) -> Tensor:
+        """Grey levels 0 to 255 (uint8) to the range the weights were trained on."""
+        return (tiles_N3TT.to(self.stem.weight.dtype) - 127) / 128
+
+    def forward(self, pixels_N3TT: Tensor) -> Tensor:
+        """Features, [N, P, F], of normalised pictures."""
+        features_NPF = self.raw(self.maps(pixels_N3TT))
+        features_NPF = (features_NPF - self.feature_mean_F) * self.feature_scale_F
+        features_NPF = features_NPF.clamp(-LIMIT, LIMIT)
+        position_NPF = self.position_PF.to(features_NPF.dtype).expand(len(pixels_N3TT), -1, -1)
+        return torch.cat((features_NPF, position_NPF), dim=-1)
+
+    def maps(self, pixels_N3TT: Tensor) -> dict[str, Tensor]:
+        """The trunk's maps, [N, C, H, W]: `stride8` (40 channels), `stride16` (112) and
+        `stride32` (320)."""
+        map_NCHW = pixels_N3TT.contiguous(memory_format=torch.channels_last)
+        map_NCHW = functional.relu6(convolve_same(self.stem, map_NCHW))
+        maps: dict[str, Tensor] = {}
+        for number, stage in enumerate(self.stages):
+            map_NCHW = stage(map_NCHW)
+            if number in _MAP_STAGES:
+                maps[_MAP_STAGES[number]] = map_NCHW
+        return maps
+
+    @staticmethod
+    def raw(maps: dict[str, Tensor]) -> Tensor:
+        """The trunk's part of the features before standardising, [N, P, F]."""
+        middle = functional.avg_pool2d(maps["stride16"], 2)
+        both = (functional.pixel_unshuffle(part, 2) for part in (maps["stride32"], middle))
+        return torch.cat(tuple(both), dim=1).flatten(2).transpose(1, 2)
+
+
+def convolve_same(convolution: nn.Conv2d, map_NCHW: Tensor) -> Tensor:
+    """Convolve with TensorFlow's SAME padding, which puts the odd pixel below and to the right.
+
+    For even sides, as pictures of a multiple of 32 have at every stride of 2.
+    """
+    kernel, stride = convolution.kernel_size[0], convolution.stride[0]
+    before, after = (kernel - stride) // 2, (kernel - stride + 1) // 2
+    if before == after:
+        return functional.conv2d(
+            map_NCHW, convolution.weight, convolution.bias, stride, before, 1, convolution.groups
+        )
+    padded: Tensor = convolution(functional.pad(map_NCHW, (before, after, before, after)))
+    return padded
+
+
+def position_code(side: int) -> Tensor:
+    """Sines and cosines of the row and the column of every cell of a side x side grid, [P, F].
+
+    Half-period frequencies from 1 up tell all of the 7 rows of a 224-pixel picture apart; the
+    channels have about unit variance, as the standardised features have. Always real numbers on
+    the CPU, even while a module is built on the meta device: checkpoints do not hold them.
+    """
+    with torch.device("cpu"):
+        centres = (torch.arange(side, dtype=torch.float32) + 0.5) / side
+        angles = pi * centres[:, None] * torch.arange(1, POSITION_FREQUENCIES + 1)
+    code = sqrt(2) * torch.cat((angles.sin(), angles.cos()), dim=1)
+    rows = code[:, None].expand(side, side, -1)
+    columns = code[None].expand(side, side, -1)
+    return torch.cat((rows, columns), dim=-1).flatten(0, 1)

@@ -1,0 +1,55 @@
+"""What sampling gives back: captions, and the changes of each step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One finished caption. Lists run over canvas positions."""
+
+    ids: tuple[int, ...]
+    """Caption tokens up to, not including, the stop."""
+    canvas: tuple[int, ...]
+    """All ids of the canvas at the end."""
+    steps: int
+    """Forward passes."""
+    revisions: int
+    """Tokens of the canvas that were replaced by another one after they had been revealed."""
+    confidences: tuple[float, ...]
+    """Probability of each token when it was last written or confirmed; 0 if it never was."""
+    revision_counts: tuple[int, ...]
+    """Revisions of each position."""
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A position whose id changed in a step."""
+
+    position: int
+    id: int
+    confidence: float
+    kind: Literal["reveal", "revise"]
+    was: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepEvent:
+    """What one step did to one request."""
+
+    request: int
+    """Index of the request in the call that started it."""
+    step: int
+    """Forward passes of this request so far."""
+    steps: int
+    """Forward passes planned at most."""
+    masked: int
+    """Positions of the canvas still masked."""
+    changed: tuple[Change, ...]
+    canvas: tuple[int, ...]
+    done: bool

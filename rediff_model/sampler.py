@@ -1,0 +1,257 @@
+"""The batched sampler: canvases with any settings and lengths denoised together.
+
+`reference.py` says what a step means, for one sequence; this one gives the same tokens.
+
+Shape suffixes: B requests, S sequences (requests and unconditional twins), C canvas rows, D
+hidden size, T rows, V vocabulary, P prompt rows, N suppressed ids.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from kernels import ops
+from rediff_model.generation import Generation, StepEvent
+from rediff_model.ledger import Ledger, Report, StepEvents
+from rediff_model.noise import CounterNoise, Noise
+from rediff_model.settings import SamplerSettings, TokenIds
+from rediff_model.slots import Slots, allocate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from torch import Tensor
+
+    from rediff_model.language import LanguageModel
+
+__all__ = [
+    "Generation",
+    "SamplerSettings",
+    "State",
+    "StepEvent",
+    "StepEvents",
+    "TokenIds",
+    "generate",
+    "start",
+    "step",
+]
+
+LOGITS_AT_ONCE = 1 << 25
+"""Rows go through the head in chunks of about this many logits."""
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Requests on their way. `step` returns the next state; finished requests have left it."""
+
+    slots: Slots | None
+    """None when every request is finished."""
+    ledger: Ledger
+    finished: dict[int, Generation]
+    """Captions of requests that have left, by request."""
+    noise: Noise
+
+    def without(self, requests: frozenset[int]) -> State:
+        """The state after dropping requests, without captions for them."""
+        if self.slots is None:
+            return self
+        kept = [i for i, request in enumerate(self.slots.requests) if request not in requests]
+        return _keep(self, kept)
+
+
+def generate(
+    model: LanguageModel,
+    prompts: Sequence[Tensor],
+    settings: Sequence[SamplerSettings],
+    ids: TokenIds,
+    on_step: Callable[[StepEvents], None] | None = None,
+) -> list[Generation]:
+    """Caption prompts [P, D], one settings each, as one batch; captions in the same order.
+
+    `on_step` gets the events of every step. Raises SettingsError as `start` does.
+    """
+    state = start(model, prompts, settings, ids)
+    while state.slots is not None:
+        state, events = step(model, state)
+        if on_step is not None:
+            on_step(events)
+    return [state.finished[request] for request in range(len(prompts))]
+
+
+@torch.inference_mode()
+def start(
+    model: LanguageModel,
+    prompts: Sequence[Tensor],
+    settings: Sequence[SamplerSettings],
+    ids: TokenIds,
+    noise: Noise | None = None,
+) -> State:
+    """Lay out requests; with prefix attention their prompts run here, once.
+
+    Requests that need no forward pass, such as a complete draft without `refine`, are finished
+    at once. `noise` replaces the counter-based numbers.
+
+    Raises:
+        SettingsError: a setting that does not fit the model, see `slots.allocate`.
+    """
+    if not prompts:
+        empty = Ledger.open(ids.mask, np.zeros((0, 0), dtype=np.int64))
+        return State(None, empty, {}, noise or CounterNoise())
+    slots = allocate(model, prompts, settings, ids)
+    report = _report(slots, torch.full_like(slots.canvas.ids_BC, torch.nan, dtype=torch.float64))
+    ledger = Ledger.open(ids.mask, report.ids_BC)
+    return _retire(State(slots, ledger, {}, noise or CounterNoise()), report)
+
+
+@torch.inference_mode()
+def step(model: LanguageModel, state: State) -> tuple[State, StepEvents]:
+    """One forward pass for every request: predict, reveal, revise, and let go of the finished."""
+    slots = state.slots
+    if slots is None:
+        raise ValueError("no request is running")
+    canvas_SCD = _embed(model, slots)
+    hidden_SCD = slots.context.hidden(model, canvas_SCD)
+    ids_BC, log_odds_BC = _predict(model, slots, hidden_SCD, state.noise)
+    score_BC = _score(slots, log_odds_BC, state.noise)
+    canvas, written = ops.refine_canvas(slots.plan, slots.canvas, ids_BC, score_BC)
+    wrote_BC = written.revealed_BC | written.revised_BC
+    confidence_BC = log_odds_BC.double().sigmoid().masked_fill(~wrote_BC, torch.nan)
+    slots = replace(slots, canvas=canvas)
+    report = _report(slots, confidence_BC)
+    ledger = state.ledger.record(report)
+    moved = _retire(State(slots, ledger, state.finished, state.noise), report)
+    left = {
+        request: moved.finished[request] for request in slots.requests if request in moved.finished
+    }
+    events = StepEvents(slots.requests, slots.settings, state.ledger, ledger, report, left)
+    return moved, events
+
+
+def _embed(model: LanguageModel, slots: Slots) -> Tensor:
+    """Canvas embeddings, [S, C, D]: the guided requests' rows a second time at the end."""
+    canvas_BCD = model.model.embed_tokens(slots.canvas.ids_BC)
+    if not slots.guided:
+        return canvas_BCD  # type: ignore[no-any-return]
+    return torch.cat((canvas_BCD, canvas_BCD[: slots.guided]))
+
+
+def _predict(
+    model: LanguageModel, slots: Slots, hidden_SCD: Tensor, noise: Noise
+) -> tuple[Tensor, Tensor]:
+    """Predicted ids and their log-odds, [B, C] each.
+
+    Only a chunk of rows has logits at any time, and nothing as large is made beside them.
+    """
+    ids_BC = slots.canvas.ids_BC
+    batch, columns = ids_BC.shape
+    hidden_TD = hidden_SCD[:batch].flatten(0, 1)
+    twin_TD = hidden_SCD[batch:].flatten(0, 1)
+    suppress_T = ((ids_BC == slots.plan.mask_id) | slots.plan.refine_B[:, None]).flatten()
+    # A caption must not contain the mask token; officially it may.
+    avoid_T = (~slots.plan.official_B).repeat_interleave(columns)
+    parts = []
+    for first, last, guided, hot in _chunks(slots, columns, model.model.config.vocab_size):
+        logits_TV = model.logits(hidden_TD[first:last])
+        if guided:
+            without_TV = model.logits(twin_TD[first:last])
+            scale_T1 = slots.cfg_B.repeat_interleave(columns)[first:last, None] + 1
+            logits_TV = without_TV + scale_T1 * (logits_TV - without_TV)
+        # Half-precision logits are widened before they are compared and summed.
+        if logits_TV.dtype != torch.float64:
+            logits_TV = logits_TV.float()
+        temperature_T = uniform_TV = None
+        if hot:
+            temperature_T = slots.temperature_B.repeat_interleave(columns)[first:last]
+            seed_T, step_T, position_T = (part[first:last] for part in _places(slots, columns))
+            uniform_TV = noise.tokens(seed_T, step_T, position_T, logits_TV.shape[1])
+        chosen = ops.select_tokens(
+            logits_TV,
+            slots.suppressed_N,
+            suppress_T[first:last],
+            slots.plan.mask_id,
+            avoid_T[first:last],
+            temperature_T,
+            uniform_TV,
+        )
+        parts.append((chosen.ids_T, chosen.log_odds_T))
+    predicted_T, log_odds_T = (torch.cat(column) for column in zip(*parts, strict=True))
+    return predicted_T.view(batch, columns), log_odds_T.view(batch, columns)
+
+
+def _score(slots: Slots, log_odds_BC: Tensor, noise: Noise) -> Tensor:
+    """What positions are ranked by, [B, C]."""
+    if all(one.remasking == "low_confidence" for one in slots.settings):
+        return log_odds_BC
+    columns = log_odds_BC.shape[1]
+    order_BC = noise.order(*_places(slots, columns)).view(-1, columns)
+    return torch.where(slots.random_B[:, None], order_BC, log_odds_BC.double())
+
+
+def _places(slots: Slots, columns: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Seed, step and position of every canvas row, [T] each."""
+    position_C = torch.arange(columns, device=slots.seed_B.device)
+    return (
+        slots.seed_B.repeat_interleave(columns),
+        slots.canvas.forwards_B.repeat_interleave(columns),
+        position_C.repeat(len(slots.settings)),
+    )
+
+
+def _chunks(slots: Slots, columns: int, vocabulary: int) -> Iterator[tuple[int, int, bool, bool]]:
+    """First and last row of each chunk, and whether its rows are guided and have temperature.
+
+    Slots of a kind lie side by side, so that rows of other kinds do not pay for them.
+    """
+    kinds = [(one.cfg_scale > 0, one.temperature > 0) for one in slots.settings]
+    edges = [i for i in range(len(kinds)) if i == 0 or kinds[i] != kinds[i - 1]]
+    size = max(1, LOGITS_AT_ONCE // vocabulary)
+    for begin, end in pairwise([*edges, len(kinds)]):
+        for first in range(begin * columns, end * columns, size):
+            yield first, min(first + size, end * columns), *kinds[begin]
+
+
+def _report(slots: Slots, confidence_BC: Tensor) -> Report:
+    """Bring a step's outcome to the host."""
+    canvas = slots.canvas
+    columns = canvas.ids_BC.shape[1]
+    flags_B3 = torch.stack((canvas.stop_B, canvas.forwards_B, canvas.done_B.long()), dim=1)
+    packed = torch.cat((canvas.ids_BC, confidence_BC.view(torch.int64), flags_B3), dim=1)
+    # The step's one copy from device to host: the next batch depends on who is done.
+    host = packed.cpu().numpy()
+    return Report(
+        ids_BC=host[:, :columns],
+        confidence_BC=host[:, columns : 2 * columns].copy().view(np.float64),
+        stop_B=host[:, -3],
+        forwards_B=host[:, -2],
+        done_B=host[:, -1] != 0,
+    )
+
+
+def _retire(state: State, report: Report) -> State:
+    """Move finished requests from the slots to the captions."""
+    slots = state.slots
+    if slots is None or not report.done_B.any():
+        return state
+    captions = {
+        slots.requests[slot]: state.ledger.caption(
+            slot, slots.settings[slot], int(report.stop_B[slot]), int(report.forwards_B[slot])
+        )
+        for slot in np.flatnonzero(report.done_B).tolist()
+    }
+    state = replace(state, finished=state.finished | captions)
+    return _keep(state, np.flatnonzero(~report.done_B).tolist())
+
+
+def _keep(state: State, kept: list[int]) -> State:
+    """Only the slots `kept`."""
+    if state.slots is None or len(kept) == len(state.slots.requests):
+        return state
+    if not kept:
+        return replace(state, slots=None)
+    slots = state.slots.select(kept)
+    return replace(state, slots=slots, ledger=state.ledger.select(kept, max(slots.context.rows)))

@@ -1,0 +1,160 @@
+"""What a caller may set about sampling, checked once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rediff_model.config import ModelConfig
+
+Remasking = Literal["low_confidence", "random"]
+Compat = Literal["default", "official"]
+
+DEFAULT_TOKENS_PER_STEP = 4
+
+
+class SettingsError(ValueError):
+    """A sampler setting that cannot be used; the message names the field and the value."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenIds:
+    """The token ids that the sampler treats apart."""
+
+    mask: int
+    suppressed: tuple[int, ...]
+    """Never sampled."""
+    stop: int
+    """Ends a caption unless the settings name other stops."""
+
+    @classmethod
+    def from_config(cls, config: ModelConfig) -> TokenIds:
+        return cls(config.mask_token_id, config.suppressed_token_ids, config.stop_token_id)
+
+
+@dataclass(frozen=True, slots=True)
+class SamplerSettings:
+    """How one caption is denoised.
+
+    Raises:
+        SettingsError: a value out of range, or fields that exclude each other.
+    """
+
+    canvas_length: int = 128
+    """Tokens generated at most."""
+    block_length: int | None = None
+    """Blocks are denoised one after the other; None is one block, the whole canvas."""
+    tokens_per_step: int | None = None
+    """Tokens revealed a step; 4 when neither this nor `steps` is given."""
+    steps: int | None = None
+    """Forward passes over all blocks, instead of `tokens_per_step`."""
+    refine: bool = True
+    """Replace revealed tokens by their new predictions (ReDiff) or freeze them (LLaDA-V)."""
+    refine_fraction: float | None = None
+    """Only this part of the revealed tokens, the most confident ones; None and 0 mean all."""
+    refine_start: float = 1.0
+    """Refine only in this last part of a block's steps."""
+    temperature: float = 0.0
+    seed: int | None = None
+    """Makes temperature and random remasking reproducible in any batch."""
+    cfg_scale: float = 0.0
+    """Guidance against a prompt of mask tokens; 0 is off."""
+    remasking: Remasking = "low_confidence"
+    """What is revealed first: the most confident positions, or random ones."""
+    draft: tuple[int, ...] | None = None
+    """Ids to start from; mask ids in it, and positions beyond it, are to be filled."""
+    stop: tuple[tuple[int, ...], ...] | None = None
+    """Id sequences that end the caption; None is the model's stop token, () is no stop."""
+    suffix: tuple[int, ...] = ()
+    """Fixed ids behind the canvas which the model sees and does not change."""
+    compat: Compat = "default"
+    """`official` repeats the defects of the official sampler (docs/fidelity.md)."""
+
+    def __post_init__(self) -> None:
+        self._check_lengths()
+        for name in ("temperature", "cfg_scale"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise SettingsError(f"{name} must be 0 or more, got {value}")
+        for name in ("refine_fraction", "refine_start"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise SettingsError(f"{name} must lie in 0 to 1, got {value}")
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise SettingsError(f"seed must lie in 0 to 2^63 - 1, got {self.seed}")
+        if self.remasking not in get_args(Remasking):
+            raise SettingsError(
+                f"remasking must be one of {get_args(Remasking)}, got {self.remasking!r}"
+            )
+        if self.compat not in get_args(Compat):
+            raise SettingsError(f"compat must be one of {get_args(Compat)}, got {self.compat!r}")
+        if self.draft is not None and len(self.draft) > self.canvas_length:
+            raise SettingsError(
+                f"draft has {len(self.draft)} tokens, canvas_length is {self.canvas_length}"
+            )
+        if any(len(sequence) == 0 for sequence in self.stop or ()):
+            raise SettingsError(f"stop must not hold an empty sequence, got {self.stop}")
+
+    def _check_lengths(self) -> None:
+        for name in ("canvas_length", "block_length", "tokens_per_step", "steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise SettingsError(f"{name} must be 1 or more, got {value}")
+        if self.canvas_length % self.block:
+            raise SettingsError(
+                f"block_length {self.block} does not divide canvas_length {self.canvas_length}"
+            )
+        if self.steps is not None:
+            if self.tokens_per_step is not None:
+                raise SettingsError(
+                    f"steps {self.steps} and tokens_per_step {self.tokens_per_step} "
+                    "exclude each other"
+                )
+            if self.steps % self.blocks:
+                raise SettingsError(f"steps {self.steps} is no multiple of {self.blocks} blocks")
+
+    @property
+    def block(self) -> int:
+        """Tokens of a block."""
+        return self.canvas_length if self.block_length is None else self.block_length
+
+    @property
+    def blocks(self) -> int:
+        return self.canvas_length // self.block
+
+    @property
+    def steps_per_block(self) -> int:
+        """Forward passes of a block at most."""
+        if self.steps is not None:
+            return self.steps // self.blocks
+        return -(-self.block // (self.tokens_per_step or DEFAULT_TOKENS_PER_STEP))
+
+    @property
+    def planned_steps(self) -> int:
+        """Forward passes of a caption at most."""
+        return self.steps_per_block * self.blocks
+
+    @property
+    def refine_from(self) -> int:
+        """First step of a block that refines; `steps_per_block` if none does.
+
+        The ceiling sees the binary rounding of the product, as the official one does.
+        """
+        if not self.refine:
+            return self.steps_per_block
+        return self.steps_per_block - math.ceil(self.steps_per_block * self.refine_start)
+
+    def stops(self, ids: TokenIds) -> tuple[tuple[int, ...], ...]:
+        """The stop sequences in force."""
+        return ((ids.stop,),) if self.stop is None else self.stop
+
+
+PRESETS: Mapping[str, SamplerSettings] = {
+    "rediff": SamplerSettings(),
+    "mask": SamplerSettings(refine=False),
+}
+"""`rediff` reveals and revises; `mask` is plain denoising. The engine adds adaptive ones."""

@@ -1,0 +1,79 @@
+"""From a request's body, JSON or multipart, to a checked model."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from starlette.datastructures import UploadFile
+
+from server.api.errors import BadBody
+from server.api.schemas import CaptionBody, FileSource, SamplingOptions
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+M = TypeVar("M", bound=BaseModel)
+B = TypeVar("B", bound=CaptionBody)
+
+_SMALL: Final = 2**16
+"""Bodies up to this many bytes are parsed in the event loop."""
+_MAX_FIELDS: Final = 20
+_MAX_FIELD_BYTES: Final = 2**20
+
+
+async def read_body(request: Request, kind: type[B]) -> B:
+    """A caption request, as JSON or as a form with the picture in the file part `image`.
+
+    Raises:
+        BadBody: the body does not fit.
+        HTTPException: the form cannot be parsed.
+    """
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type == "multipart/form-data":
+        return await _read_form(request, kind)
+    return await read_json(request, kind)
+
+
+async def read_json(request: Request, kind: type[M]) -> M:
+    """A JSON body, types taken strictly.
+
+    Raises:
+        BadBody: not JSON, or not of the schema.
+    """
+    body = await request.body()
+    if len(body) <= _SMALL:
+        return _parse(kind, body)
+    return await asyncio.to_thread(_parse, kind, body)
+
+
+def _parse(kind: type[M], body: bytes, prefix: tuple[str, ...] = ()) -> M:
+    try:
+        return kind.model_validate_json(body, strict=True)
+    except ValidationError as error:
+        raise BadBody.of(error, prefix=prefix) from None
+
+
+async def _read_form(request: Request, kind: type[B]) -> B:
+    async with request.form(
+        max_files=1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES
+    ) as form:
+        values: dict[str, Any] = {}
+        for name, part in form.multi_items():
+            if name in values:
+                raise BadBody(400, "invalid_value", "a field is given twice")
+            values[name] = part
+        picture = values.pop("image", None)
+        if picture is None:
+            raise BadBody(422, "missing_field", "image is missing", "image")
+        if not isinstance(picture, UploadFile):
+            raise BadBody(422, "wrong_type", "image must be a file part", "image")
+        values["image"] = FileSource(content=await picture.read())
+    if isinstance(sampling := values.get("sampling"), str):
+        values["sampling"] = _parse(SamplingOptions, sampling.encode(), ("sampling",))
+    try:
+        # All parts of a form are text, so types are taken leniently here.
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise BadBody.of(error) from None

@@ -1,0 +1,67 @@
+"""From what a client said, in whatever dialect, to a request that the service takes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from server.api.images import decode_image
+from server.errors import BadSetting
+from server.service import CaptionRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from PIL import Image
+
+    from server.api.images import ImageLimits
+    from server.api.schemas import SamplingOptions
+    from server.service import Service
+
+
+class Orders:
+    """Checks options against the loaded model and the server's limits."""
+
+    def __init__(self, service: Service, limits: ImageLimits, max_prompt_characters: int) -> None:
+        self._service = service
+        self._limits = limits
+        self._max_prompt_characters = max_prompt_characters
+
+    def make(
+        self,
+        picture: Callable[[], bytes],
+        sampling: SamplingOptions,
+        *,
+        prefix: str = "",
+        prompt: str | None = None,
+        draft: str | None = None,
+        wants_steps: bool = False,
+        timeout: float | None = None,
+        priority: int = 0,
+    ) -> CaptionRequest:
+        """The request; `picture` gives the file's bytes and runs in a worker thread.
+
+        Raises:
+            BadSetting: a value out of range or in conflict; `prefix` leads to sampling fields.
+            NotReady: the model is not loaded, so that its canvas length is not known.
+        """
+        config = self._service.config
+        for name, text in (("prompt", prompt), ("draft", draft)):
+            if text is not None and len(text) > self._max_prompt_characters:
+                raise BadSetting(
+                    f"{name} has {len(text)} characters, the limit is "
+                    f"{self._max_prompt_characters}",
+                    param=name,
+                )
+        if timeout is not None and not 0 < timeout <= config.max_request_timeout:
+            raise BadSetting(
+                f"timeout_seconds must be above 0 and at most {config.max_request_timeout:g}",
+                param="timeout_seconds",
+            )
+        settings = sampling.resolve(self._service.model.canvas_length, config.max_canvas, prefix)
+
+        def image() -> Image.Image:
+            return decode_image(picture(), self._limits)
+
+        return CaptionRequest(
+            image, settings, prompt or None, draft, wants_steps, priority, timeout
+        )

@@ -1,0 +1,135 @@
+"""The server process: a listening socket, uvicorn, and an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+import uvicorn
+
+from server.api.app import create_app
+from server.metrics import Metrics
+from server.service import Service
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import FrameType
+
+    from server.engine.request import Runner
+    from server.settings import Settings
+
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+_LAST_WORDS: Final = 5
+"""Seconds for answers that are still being written after everything has ended."""
+
+logger = logging.getLogger(__name__)
+
+
+class CannotServe(Exception):
+    """The server cannot start; the message is one line."""
+
+
+class DrainingServer(uvicorn.Server):
+    """Keeps listening on the first signal until the service is drained; exits on a second one.
+
+    uvicorn's own handler would close the listeners first, so that clients and load balancers
+    could not be told that the server is stopping.
+    """
+
+    def __init__(self, config: uvicorn.Config, service: Service, grace: float) -> None:
+        super().__init__(config)
+        self._service = service
+        self._grace = grace
+        self._drain: asyncio.Task[None] | None = None
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Handle signals while serving; unlike uvicorn's, do not raise them again at the end."""
+        loop = asyncio.get_running_loop()
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        try:
+            yield
+        finally:
+            for number in _SIGNALS:
+                loop.remove_signal_handler(number)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Drain and then exit, or exit at once if that is under way."""
+        if self._drain is not None:
+            self.force_exit = self.should_exit = True
+            return
+        logger.info("%s: draining", signal.Signals(sig).name)
+        self._drain = asyncio.ensure_future(self._drain_and_exit())
+
+    async def _drain_and_exit(self) -> None:
+        await self._service.drain(self._grace)
+        self.should_exit = True
+
+
+def run(settings: Settings, load: Callable[[], Runner]) -> None:
+    """Serve until a signal; `load` makes the runner, in the engine's thread.
+
+    Raises:
+        CannotServe: the address cannot be had, or the model cannot be loaded.
+    """
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    with _listen(settings.host, settings.port) as listener:
+        stopped = asyncio.run(_serve(settings, load, listener))
+    if not stopped:
+        # A thread is deep inside a library and the interpreter would wait for it, or crash.
+        logging.shutdown()
+        os._exit(0)
+
+
+async def _serve(settings: Settings, load: Callable[[], Runner], listener: socket.socket) -> bool:
+    began = time.monotonic()
+
+    def give_up() -> None:
+        server.should_exit = True
+
+    service = Service(load, settings.engine(), Metrics(), settings.name, give_up)
+    config = uvicorn.Config(
+        create_app(service, settings),
+        http="h11",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_LAST_WORDS,
+    )
+    server = DrainingServer(config, service, settings.drain_timeout)
+    address = "http://{}:{}".format(*listener.getsockname()[:2])
+
+    async def announce() -> None:
+        if await service.settled() == "ready":
+            seconds = time.monotonic() - began
+            logger.info("%s is ready at %s after %.1f s", settings.name, address, seconds)
+
+    await service.start()
+    announcement = asyncio.ensure_future(announce())
+    await server.serve(sockets=[listener])
+    announcement.cancel()
+    stopped = await service.close()
+    if service.load_error is not None:
+        raise CannotServe(f"{service.load_error}") from None
+    return stopped
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family, backlog=2048)
+    except OSError as error:
+        reason = error.strerror or error
+        raise CannotServe(f"cannot listen on {host} port {port}: {reason}") from None

@@ -1,0 +1,147 @@
+"""The project's own routes: captions, health, version, metrics."""
+
+# Annotations are not postponed here: FastAPI reads them at run time.
+import platform
+import time
+import uuid
+from collections.abc import AsyncIterator
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from server import __version__
+from server.api.answers import caption_answer, step_answer
+from server.api.bodies import read_body
+from server.api.errors import error_body
+from server.api.orders import Orders
+from server.api.schemas import CaptionAnswer, CaptionBody, ErrorAnswer, RefineBody
+from server.api.streaming import KEEP_ALIVE, event_stream, events_of, sse, unless_left
+from server.errors import ServeError
+from server.service import Service
+from server.ticket import Caption, Ticket
+
+
+def caption_routes(service: Service, orders: Orders) -> APIRouter:
+    """`POST /caption` and `POST /refine`."""
+    router = APIRouter(
+        tags=["captions"],
+        responses={
+            status: {"model": ErrorAnswer} for status in (400, 413, 415, 422, 429, 503, 504)
+        },
+    )
+
+    @router.post("/caption", response_model=CaptionAnswer)
+    async def caption(request: Request) -> Response:
+        """Caption a picture: JSON with base64, or a form with the file part `image`."""
+        return await answer(request, await read_body(request, CaptionBody))
+
+    @router.post("/refine", response_model=CaptionAnswer)
+    async def refine(request: Request) -> Response:
+        """Revise the caption `draft` against a picture."""
+        body = await read_body(request, RefineBody)
+        return await answer(request, body, body.draft)
+
+    async def answer(request: Request, body: CaptionBody, draft: str | None = None) -> Response:
+        stream = body.stream or "text/event-stream" in request.headers.get("accept", "")
+        order = orders.make(
+            body.image.data,
+            body.sampling,
+            prefix="sampling.",
+            prompt=body.prompt,
+            draft=draft,
+            wants_steps=stream,
+            timeout=body.timeout_seconds,
+            priority=body.priority,
+        )
+        ticket = await unless_left(request, service.submit(order))
+        if stream:
+            return event_stream(lines(ticket, with_tokens=body.return_tokens), ticket)
+        done = await unless_left(request, ticket.caption())
+        return JSONResponse(finished(done, with_tokens=body.return_tokens))
+
+    def finished(caption: Caption, *, with_tokens: bool) -> dict[str, Any]:
+        identity = f"cap-{uuid.uuid4().hex}"
+        answer = caption_answer(
+            caption, identity, service.model_name, service.decode, with_tokens=with_tokens
+        )
+        return answer.model_dump(exclude_none=True)
+
+    async def lines(ticket: Ticket, *, with_tokens: bool) -> AsyncIterator[str]:
+        try:
+            model = service.model
+            async for event in events_of(ticket):
+                if event is None:
+                    yield KEEP_ALIVE
+                elif isinstance(event, Caption):
+                    yield sse(finished(event, with_tokens=with_tokens), "done")
+                else:
+                    step = step_answer(
+                        event, service.decode, model.mask_token_id, model.stop_token_id
+                    )
+                    yield sse(step, "step")
+        except ServeError as error:
+            yield sse(error_body(error.status, error.code, error.message, error.param), "error")
+
+    return router
+
+
+def operation_routes(service: Service) -> APIRouter:
+    """Health, version, models and metrics."""
+    router = APIRouter(tags=["operation"])
+    started = int(time.time())
+
+    @router.head("/health/live", include_in_schema=False)
+    @router.get("/health/live")
+    async def live() -> dict[str, str]:
+        """200 while the process answers."""
+        return {"status": "live"}
+
+    @router.head("/health", include_in_schema=False)
+    @router.head("/health/ready", include_in_schema=False)
+    @router.get("/health")
+    @router.get("/health/ready")
+    async def ready() -> dict[str, str]:
+        """200 when captions can be had; 503 while loading, draining, or after a failure."""
+        service.check_ready()
+        return {"status": "ready"}
+
+    @router.get("/version")
+    async def versions() -> dict[str, Any]:
+        """What runs here."""
+        answer: dict[str, Any] = {
+            "version": __version__,
+            "model": service.model_name,
+            "python": platform.python_version(),
+            "torch": version("torch"),
+            "status": service.status,
+        }
+        if service.status == "ready":
+            model = service.model
+            answer |= {
+                "device": model.device,
+                "dtype": model.dtype,
+                "parameters": model.parameters,
+                "canvas_length": model.canvas_length,
+            }
+        return answer
+
+    @router.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        """The served model, as OpenAI lists it."""
+        model = {
+            "id": service.model_name,
+            "object": "model",
+            "created": started,
+            "owned_by": "rediff-serve",
+        }
+        return {"object": "list", "data": [model]}
+
+    @router.get("/metrics", response_class=Response)
+    async def metrics() -> Response:
+        """Prometheus metrics."""
+        return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    return router

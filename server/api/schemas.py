@@ -1,0 +1,219 @@
+"""What clients send and get, as pydantic models; ranges of settings are the sampler's to check."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from dataclasses import replace
+from typing import Annotated, Final, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rediff_model.settings import PRESETS, SamplerSettings, SettingsError
+from server.api.errors import BadBody
+from server.errors import BadSetting
+
+B = TypeVar("B", bound=BaseModel)
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+_WHITESPACE: Final = {ord(character): None for character in " \t\r\n"}
+
+
+class SamplingOptions(BaseModel):
+    """Sampler settings of one request; whatever is left out comes from the preset."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    preset: Literal["rediff", "mask"] = Field(
+        default="rediff", description="Values of the other fields."
+    )
+    canvas_length: Count | None = Field(default=None, description="Tokens generated at most.")
+    block_length: Count | None = Field(default=None, description="Tokens denoised together.")
+    tokens_per_step: Count | None = Field(default=None, description="Tokens revealed a step.")
+    steps: Count | None = Field(default=None, description="Forward passes, for tokens_per_step.")
+    refine: bool | None = Field(default=None, description="Revise revealed tokens, or freeze them.")
+    refine_fraction: Fraction | None = Field(
+        default=None,
+        description="Revise only this part, the most confident ones.",
+    )
+    refine_start: Fraction | None = Field(
+        default=None, description="Revise only in this last part of the steps."
+    )
+    temperature: float | None = Field(default=None, ge=0, le=10)
+    seed: int | None = Field(default=None, ge=0, le=2**63 - 1, description="Repeats chance.")
+    cfg_scale: float | None = Field(
+        default=None, ge=0, le=100, description="Guidance away from an empty prompt."
+    )
+    remasking: Literal["low_confidence", "random"] | None = None
+
+    def resolve(self, canvas_length: int, max_canvas: int, prefix: str = "") -> SamplerSettings:
+        """The sampler's settings; `canvas_length` is the model's, `prefix` leads to the field.
+
+        Raises:
+            BadSetting: a value out of range or in conflict with another; names the field.
+        """
+        given = {
+            name: getattr(self, name)
+            for name in SamplingOptions.model_fields
+            if name != "preset" and getattr(self, name) is not None
+        }
+        for name in ("canvas_length", "steps"):
+            if given.get(name, 0) > max_canvas:
+                raise BadSetting(f"{name} must be at most {max_canvas}", param=prefix + name)
+        try:
+            return replace(PRESETS[self.preset], **{"canvas_length": canvas_length, **given})
+        except SettingsError as error:
+            name = str(error).partition(" ")[0]
+            raise BadSetting(str(error), param=prefix + name) from None
+
+
+class ImageSource(BaseModel):
+    """A picture: its bytes in base64, or a data URL."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    base64: str | None = Field(default=None, description="A JPEG, PNG or WEBP file in base64.")
+    url: str | None = Field(default=None, description="data:image/…;base64,…")
+
+    def data(self) -> bytes:
+        """The file's bytes.
+
+        Raises:
+            BadBody: both or neither are given, not base64, or a remote URL.
+        """
+        if (self.base64 is None) == (self.url is None):
+            raise BadBody(400, "invalid_value", "give either base64 or url", "image")
+        if self.url is not None:
+            return from_url(self.url, "image.url")
+        return _from_base64(self.base64 or "", "image.base64")
+
+
+class FileSource(ImageSource):
+    """A picture that came as a file part."""
+
+    content: bytes
+
+    def data(self) -> bytes:
+        return self.content
+
+
+class CaptionBody(BaseModel):
+    """Body of `POST /caption`."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    image: ImageSource
+    prompt: str | None = Field(default=None, description="The question; a default one if left out.")
+    sampling: SamplingOptions = Field(default_factory=lambda: SamplingOptions())
+    stream: bool = Field(default=False, description="Answer with server-sent events.")
+    return_tokens: bool = Field(default=False, description="Add tokens, words, confidences.")
+    timeout_seconds: float | None = Field(default=None, description="Then the answer is 504.")
+    priority: int = Field(default=0, ge=-(2**31), le=2**31, description="Lower goes first.")
+
+
+class RefineBody(CaptionBody):
+    """Body of `POST /refine`: the same with a caption to start from."""
+
+    draft: str = Field(min_length=1, description="The caption to revise against the picture.")
+
+
+class Usage(BaseModel):
+    """Tokens of a request."""
+
+    image_tokens: int
+    prompt_tokens: int = Field(description="All prompt positions, image tokens included.")
+    caption_tokens: int
+
+
+class TimingAnswer(BaseModel):
+    """Seconds by stage."""
+
+    decode: float
+    vision: float
+    queue: float
+    generate: float
+    total: float
+
+
+class Token(BaseModel):
+    """One token of the caption."""
+
+    id: int
+    text: str
+    confidence: float
+    revisions: int
+
+
+class Word(BaseModel):
+    """One word of the caption; its confidence is the lowest of its tokens'."""
+
+    text: str
+    confidence: float
+
+
+class CaptionAnswer(BaseModel):
+    """Answer of `POST /caption` and `POST /refine`."""
+
+    id: str
+    model: str
+    caption: str
+    finish_reason: Literal["stop", "length"]
+    usage: Usage
+    steps: int
+    revisions: int
+    timing: TimingAnswer
+    tokens: list[Token] | None = None
+    words: list[Word] | None = None
+    caption_confidence: float | None = Field(
+        default=None, description="Geometric mean of the tokens' confidences."
+    )
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorAnswer(BaseModel):
+    """Every error looks like this."""
+
+    error: ErrorDetail
+
+
+def from_url(url: str, param: str) -> bytes:
+    """The bytes of a data URL.
+
+    Raises:
+        BadBody: any other URL, or broken base64.
+    """
+    head, comma, payload = url.partition(",")
+    if head[:5].lower() != "data:":
+        raise BadBody(400, "url_not_allowed", "remote pictures are off: use a data URL", param)
+    if not comma or not head.lower().endswith(";base64"):
+        raise BadBody(400, "invalid_value", "the data URL must hold base64", param)
+    return _from_base64(payload, param)
+
+
+def _from_base64(text: str, param: str) -> bytes:
+    try:
+        # `base64 FILE` wraps its lines; any other character outside the alphabet is an error.
+        return base64.b64decode(text.translate(_WHITESPACE), validate=True)
+    except (binascii.Error, ValueError):
+        raise BadBody(400, "invalid_base64", "the image is not valid base64", param) from None
+
+
+def parse_json(kind: type[B], body: bytes) -> B:
+    """A JSON body, types taken strictly.
+
+    Raises:
+        BadBody: not JSON, or not of the schema.
+    """
+    try:
+        return kind.model_validate_json(body, strict=True)
+    except ValidationError as error:
+        raise BadBody.of(error) from None

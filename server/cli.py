@@ -1,0 +1,256 @@
+"""The command `rediff`: reads options, wires the parts together, and tells errors in a line.
+
+Heavy imports stand inside the commands, so that `rediff --help` answers at once.
+"""
+
+# Annotations are not postponed here: typer reads them at run time.
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.exceptions import TyperException
+
+from server import __version__
+
+if TYPE_CHECKING:
+    from server.engine.request import Runner
+    from server.settings import Settings
+
+app = typer.Typer(
+    help="Captions from a refining masked-diffusion model.",
+    add_completion=False,
+    rich_markup_mode=None,
+)
+data = typer.Typer(help="Make data sets.", rich_markup_mode=None)
+app.add_typer(data, name="data")
+
+
+def main() -> None:
+    """Run the command line; whatever is wrong with its use is one line and a non-zero status."""
+    # Read when torch is first imported. With the default, threads of torch that wait for each
+    # other spin, and on a machine with other work a step takes ten times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        status = app(prog_name="rediff", standalone_mode=False)
+    except TyperException as error:
+        typer.echo(f"rediff: {error.format_message()}", err=True)
+        status = getattr(error, "exit_code", 2)
+    except CommandError as error:
+        typer.echo(f"rediff: {error}", err=True)
+        status = 1
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+class CommandError(Exception):
+    """A command that cannot do its work; the message is one line."""
+
+
+def _setting(default: object, help_text: str, name: str, metavar: str = "TEXT") -> Any:
+    """An option that stands for a field of the settings, which check it and know its default."""
+    return typer.Option(
+        f"--{name.replace('_', '-')}",
+        envvar=f"REDIFF_{name.upper()}",
+        help=help_text,
+        show_default=str(default),
+        metavar={int: "INTEGER", float: "NUMBER"}.get(type(default), metavar),
+    )
+
+
+Model = Annotated[
+    str | None, _setting("the embedded checkpoint", "Checkpoint folder or hub id.", "model")
+]
+Revision = Annotated[
+    str | None, _setting("the newest", "Branch, tag or commit on the hub.", "revision")
+]
+Device = Annotated[str | None, _setting("auto", "auto, cpu, cuda or cuda:N.", "device")]
+Dtype = Annotated[str | None, _setting("auto", "auto, float32, bfloat16 or float16.", "dtype")]
+Threads = Annotated[
+    str | None, _setting("torch's own", "Threads of torch on the CPU.", "threads", "INTEGER")
+]
+MaxBatch = Annotated[str | None, _setting(16, "Pictures that share a step.", "max_batch")]
+MaxImageBytes = Annotated[
+    str | None, _setting(20971520, "Largest picture file.", "max_image_bytes")
+]
+MaxImagePixels = Annotated[
+    str | None, _setting(50000000, "Most pixels of a picture.", "max_image_pixels")
+]
+MaxImageSide = Annotated[
+    str | None, _setting(30000, "Longest side of a picture.", "max_image_side")
+]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"rediff-serve {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_show_version, help="Show it."),
+    ] = False,
+) -> None:
+    """Captions from a refining masked-diffusion model."""
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, _setting("127.0.0.1", "Address to listen on.", "host")] = None,
+    port: Annotated[str | None, _setting(8000, "0 takes a free one.", "port")] = None,
+    model: Model = None,
+    revision: Revision = None,
+    served_model_name: Annotated[
+        str | None, _setting("from --model", "Name that clients see.", "served_model_name")
+    ] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    threads: Threads = None,
+    max_batch: MaxBatch = None,
+    max_queue: Annotated[
+        str | None, _setting(256, "Waiting requests; one more is refused.", "max_queue")
+    ] = None,
+    max_canvas: Annotated[
+        str | None, _setting(1024, "Longest canvas, and most steps.", "max_canvas")
+    ] = None,
+    prepare_threads: Annotated[
+        str | None, _setting(2, "Pictures decoded at the same time.", "prepare_threads")
+    ] = None,
+    max_image_bytes: MaxImageBytes = None,
+    max_image_pixels: MaxImagePixels = None,
+    max_image_side: MaxImageSide = None,
+    max_body_bytes: Annotated[
+        str | None, _setting(33554432, "Largest request body.", "max_body_bytes")
+    ] = None,
+    max_buffered_bytes: Annotated[
+        str | None, _setting(536870912, "All bodies held at a time.", "max_buffered_bytes")
+    ] = None,
+    max_prompt_characters: Annotated[
+        str | None, _setting(4000, "Longest prompt or draft.", "max_prompt_characters")
+    ] = None,
+    request_timeout: Annotated[
+        str | None, _setting(60.0, "Seconds for a caption.", "request_timeout")
+    ] = None,
+    max_request_timeout: Annotated[
+        str | None, _setting(600.0, "Most a request may ask for.", "max_request_timeout")
+    ] = None,
+    body_timeout: Annotated[
+        str | None, _setting(30.0, "Seconds for reading a body.", "body_timeout")
+    ] = None,
+    drain_timeout: Annotated[
+        str | None, _setting(30.0, "Seconds that SIGTERM leaves.", "drain_timeout")
+    ] = None,
+    log_level: Annotated[
+        str | None, _setting("info", "debug, info, warning or error.", "log_level")
+    ] = None,
+) -> None:
+    """Serve captions over HTTP until SIGTERM or SIGINT."""
+    settings = _settings(dict(locals()))
+    from server.api.process import CannotServe, run
+
+    try:
+        run(settings, lambda: _load(settings))
+    except CannotServe as error:
+        raise CommandError(str(error)) from None
+
+
+@app.command()
+def caption(
+    files: Annotated[list[Path], typer.Argument(help="JPEG, PNG or WEBP files.", metavar="FILE")],
+    model: Model = None,
+    revision: Revision = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    threads: Threads = None,
+    max_batch: MaxBatch = None,
+    max_image_bytes: MaxImageBytes = None,
+    max_image_pixels: MaxImagePixels = None,
+    max_image_side: MaxImageSide = None,
+    prompt: Annotated[
+        str | None, typer.Option(envvar="REDIFF_PROMPT", help="The question.")
+    ] = None,
+    preset: Annotated[str, typer.Option(envvar="REDIFF_PRESET", help="rediff or mask.")] = "rediff",
+    tokens_per_step: Annotated[
+        int | None, typer.Option(envvar="REDIFF_TOKENS_PER_STEP", help="Tokens revealed a step.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(envvar="REDIFF_STEPS", help="Steps, for --tokens-per-step.")
+    ] = None,
+    canvas_length: Annotated[
+        int | None, typer.Option(envvar="REDIFF_CANVAS_LENGTH", help="Most tokens.")
+    ] = None,
+    refine: Annotated[
+        bool | None, typer.Option(envvar="REDIFF_REFINE", help="Revise revealed tokens.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(envvar="REDIFF_TEMPERATURE", help="0 is greedy.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(envvar="REDIFF_SEED", help="Repeats chance.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", envvar="REDIFF_JSON", help="One JSON object a file.")
+    ] = False,
+) -> None:
+    """Print a caption of each file, without a server.
+
+    Of one file the caption alone, of several `FILE: caption`. A file that cannot be read is told
+    on stderr, and the exit status is 1.
+    """
+    given = dict(locals())
+    settings = _settings(given)
+    from server.offline import CannotCaption, Captions
+
+    try:
+        captions = Captions.open(lambda: _load(settings), settings, given, prompt)
+    except CannotCaption as error:
+        raise CommandError(str(error)) from None
+    failed = False
+    for result in captions.of(files):
+        failed |= result.generation is None
+        if as_json:
+            typer.echo(json.dumps(result.row(), ensure_ascii=False))
+        elif result.generation is None:
+            typer.echo(f"rediff: {result.path}: {result.error}", err=True)
+        else:
+            typer.echo(result.text if len(files) == 1 else f"{result.path}: {result.text}")
+    raise typer.Exit(int(failed))
+
+
+@data.command()
+def scenes(
+    n: Annotated[int, typer.Option("--n", envvar="REDIFF_N", help="How many scenes.")],
+    out: Annotated[Path, typer.Option(envvar="REDIFF_OUT", help="Folder to write to.")],
+    split: Annotated[str, typer.Option(envvar="REDIFF_SPLIT", help="Which scenes.")] = "test",
+    seed: Annotated[int, typer.Option(envvar="REDIFF_SEED", help="Draws the scenes.")] = 0,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", envvar="REDIFF_OVERWRITE", help="Replace the folder.")
+    ] = False,
+) -> None:
+    """Write sticker scenes: PNG pictures and annotations.jsonl."""
+    from training.scenes.atlas import Atlas
+    from training.scenes.export import write_split
+    from training.scenes.grammar import compose
+
+    try:
+        write_split(split, n, seed, out, Atlas.load(), compose, overwrite=overwrite)
+    except (ValueError, OSError) as error:
+        raise CommandError(str(error)) from None
+
+
+def _settings(given: dict[str, Any]) -> "Settings":
+    from server.settings import BadSettings, Settings
+
+    try:
+        return Settings.read({k: v for k, v in given.items() if k in Settings.model_fields})
+    except BadSettings as error:
+        raise CommandError(str(error)) from None
+
+
+def _load(settings: "Settings") -> "Runner":
+    """Runs in the engine's thread when serving: torch is imported here."""
+    from server.engine.runner import SamplerRunner
+
+    return SamplerRunner.load(settings.engine())

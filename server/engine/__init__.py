@@ -1,0 +1,1 @@
+"""The engine: admission, batching and stepping, without any web framework."""

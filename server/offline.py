@@ -1,0 +1,129 @@
+"""Captions of files without a server: the same image door, runner and sampler."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import ValidationError
+
+from rediff_model.generation import Generation
+from server.api.errors import BadBody
+from server.api.images import ImageError, ImageLimits, decode_image
+from server.api.schemas import SamplingOptions
+from server.engine.request import Job
+from server.errors import ServeError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from rediff_model.settings import SamplerSettings
+    from server.engine.request import Prepared, Runner
+    from server.settings import Settings
+
+
+class CannotCaption(Exception):
+    """The sampler's options or the model cannot be used; the message is one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileCaption:
+    """What became of one file: a caption, or the reason why there is none."""
+
+    path: Path
+    text: str = ""
+    generation: Generation | None = None
+    error: str | None = None
+
+    def row(self) -> dict[str, Any]:
+        """The same for JSON."""
+        done = self.generation
+        if done is None:
+            return {"file": str(self.path), "error": self.error}
+        return {
+            "file": str(self.path),
+            "caption": self.text,
+            "finish_reason": done.finish_reason,
+            "steps": done.steps,
+            "revisions": done.revisions,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Captions:
+    """Captions files in batches."""
+
+    runner: Runner
+    sampling: SamplerSettings
+    limits: ImageLimits
+    prompt: str | None
+    max_batch: int
+
+    @classmethod
+    def open(
+        cls,
+        load: Callable[[], Runner],
+        settings: Settings,
+        sampling: Mapping[str, Any],
+        prompt: str | None,
+    ) -> Self:
+        """Load the model; `sampling` may hold other keys than those of the sampler.
+
+        Raises:
+            CannotCaption: an option or the model cannot be used.
+        """
+        names = sampling.keys() & SamplingOptions.model_fields
+        try:
+            options = SamplingOptions.model_validate({name: sampling[name] for name in names})
+            # Once before the model is loaded, so that a typing error does not cost that time.
+            options.resolve(settings.max_canvas, settings.max_canvas)
+            runner = load()
+            resolved = options.resolve(runner.info.canvas_length, settings.max_canvas)
+        except ValidationError as error:
+            raise CannotCaption(BadBody.of(error).message) from None
+        except (ServeError, ValueError, OSError) as error:
+            raise CannotCaption(str(error)) from None
+        limits = ImageLimits(
+            settings.max_image_bytes, settings.max_image_pixels, settings.max_image_side
+        )
+        return cls(runner, resolved, limits, prompt, settings.max_batch)
+
+    def of(self, paths: Sequence[Path]) -> Iterator[FileCaption]:
+        """One result a file, in order; a file that cannot be read does not stop the others."""
+        for first in range(0, len(paths), self.max_batch):
+            part = paths[first : first + self.max_batch]
+            prepared = [self._prepare(path) for path in part]
+            captions = iter(self._run([one for one in prepared if not isinstance(one, str)]))
+            for path, one in zip(part, prepared, strict=True):
+                if isinstance(one, str):
+                    yield FileCaption(path, error=one)
+                else:
+                    done = next(captions)
+                    yield FileCaption(path, self.runner.decode(done.ids).strip(), done)
+
+    def _prepare(self, path: Path) -> Prepared | str:
+        """The prompt of a picture, or why there is none."""
+        try:
+            size = path.stat().st_size
+            if size > self.limits.max_bytes:
+                return f"the file has {size} bytes, above the limit of {self.limits.max_bytes}"
+            image = decode_image(path.read_bytes(), self.limits)
+        except ImageError as error:
+            return error.message
+        except OSError as error:
+            return error.strerror or type(error).__name__
+        return self.runner.prepare(image, self.prompt)
+
+    def _run(self, prompts: list[Prepared]) -> list[Generation]:
+        if not prompts:
+            return []
+        batch = self.runner.start(
+            [Job(prompt, self.sampling, lambda _: None) for prompt in prompts]
+        )
+        captions: dict[int, Generation] = {}
+        while len(captions) < len(prompts):
+            captions |= {
+                index: event for index, event in batch.step() if isinstance(event, Generation)
+            }
+        return [captions[index] for index in range(len(prompts))]

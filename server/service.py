@@ -1,0 +1,250 @@
+"""Between the event loop and the engine: admission, decoding, deadlines, draining."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from rediff_model.settings import SettingsError
+from server.engine.engine import Engine
+from server.engine.request import Job, ModelInfo, Prepared
+from server.errors import (
+    BadSetting,
+    Draining,
+    EngineDown,
+    NotReady,
+    QueueFull,
+    RequestFailed,
+    ServeError,
+)
+from server.ticket import RETRY_AFTER, Caption, Ticket
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from PIL import Image
+
+    from rediff_model.settings import SamplerSettings
+    from server.engine.config import EngineConfig
+    from server.engine.engine import State
+    from server.engine.request import Runner
+    from server.metrics import Metrics
+
+Status = Literal["loading", "ready", "draining", "failed"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionRequest:
+    """What a client asked for. Made by the API."""
+
+    image: Callable[[], Image.Image]
+    """Decodes the picture; called in a worker thread."""
+    settings: SamplerSettings
+    prompt: str | None = None
+    """The question; None is the default one."""
+    draft: str | None = None
+    """A caption to revise."""
+    wants_steps: bool = False
+    priority: int = 0
+    timeout: float | None = None
+
+
+class Service:
+    """Admits requests to the engine, up to `max_batch + max_queue` at a time."""
+
+    def __init__(
+        self,
+        load: Callable[[], Runner],
+        config: EngineConfig,
+        metrics: Metrics,
+        model_name: str,
+        on_load_failed: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`on_load_failed` is called in the event loop when there will never be a model."""
+        self.config = config
+        self.metrics = metrics
+        self.model_name = model_name
+        self.engine = Engine(load, config.max_batch, metrics, self._engine_changed)
+        self._on_load_failed = on_load_failed
+        self._threads = ThreadPoolExecutor(config.prepare_threads, "prepare")
+        self._tickets: set[Ticket] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._settled = asyncio.Event()
+        self._draining = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        metrics.running.set_function(lambda: self.engine.running)
+        metrics.waiting.set_function(lambda: max(0, self.active - self.engine.running))
+
+    async def start(self) -> None:
+        """Start the engine; it loads and warms up in its own thread."""
+        self._loop = asyncio.get_running_loop()
+        self.engine.start()
+
+    async def settled(self) -> Status:
+        """Wait until the engine is ready or has failed."""
+        await self._settled.wait()
+        return self.status
+
+    async def drain(self, grace: float) -> None:
+        """Refuse new work, let admitted requests end for `grace` seconds, then fail the rest."""
+        self._draining = True
+        try:
+            async with asyncio.timeout(grace):
+                await self._idle.wait()
+        except TimeoutError:
+            self._fail_all()
+
+    async def close(self) -> bool:
+        """Stop the engine and the threads; what still runs fails. False if one did not stop."""
+        self._draining = True
+        self._fail_all()
+        stopped = await asyncio.to_thread(self.engine.close)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        return stopped
+
+    @property
+    def status(self) -> Status:
+        state = self.engine.state
+        if self._draining or state == "closed":
+            return "draining"
+        return state
+
+    @property
+    def load_error(self) -> BaseException | None:
+        """Why there will never be a model."""
+        return None if self.engine.runner is not None else self.engine.error
+
+    @property
+    def active(self) -> int:
+        """Requests admitted and not ended."""
+        return len(self._tickets)
+
+    def check_ready(self) -> None:
+        """Raise NotReady, with the reason, unless captions can be had."""
+        if self.status == "draining":
+            raise Draining("the server is stopping", retry_after=RETRY_AFTER)
+        if self.status == "failed":
+            raise EngineDown("the engine is down", retry_after=RETRY_AFTER)
+        if self.status == "loading":
+            raise NotReady("the model is loading", retry_after=RETRY_AFTER)
+
+    @property
+    def model(self) -> ModelInfo:
+        """What is known of the model.
+
+        Raises:
+            NotReady: it is not loaded.
+        """
+        return self._loaded().info
+
+    def decode(self, ids: tuple[int, ...]) -> str:
+        """The text of token ids; also while requests end that were admitted before a stop."""
+        return self._loaded().decode(ids)
+
+    async def submit(self, request: CaptionRequest) -> Ticket:
+        """Admit a request, prepare its prompt and queue it.
+
+        Raises:
+            ServeError: refused (not ready, queue full), or failed while it was prepared.
+            ImageError: raised by the request's own `image`.
+        """
+        runner = self._admit()
+        request = self._with_draft(request, runner)
+        ticket = Ticket(self._free, request.timeout or self.config.request_timeout)
+        self._tickets.add(ticket)
+        self._idle.clear()
+        work = asyncio.get_running_loop().run_in_executor(
+            self._threads, self._prepare, runner, request
+        )
+        prompt = await ticket.prepare(work)
+        job = Job(
+            prompt, request.settings, ticket.from_engine, request.wants_steps, request.priority
+        )
+        ticket.enqueue(self.engine, job)
+        return ticket
+
+    def _fail_all(self) -> None:
+        for ticket in tuple(self._tickets):
+            ticket.fail(Draining("the server stopped before the caption was finished"))
+
+    def _free(self, ticket: Ticket, outcome: str, caption: Caption | None) -> None:
+        """Free a ticket's place. Called by the ticket, once."""
+        self._tickets.discard(ticket)
+        self.metrics.requests.labels(outcome=outcome).inc()
+        if caption is not None:
+            self.metrics.latency.observe(caption.timing.total)
+            self.metrics.request_steps.observe(caption.generation.steps)
+            self.metrics.committed.inc(len(caption.generation.ids))
+            self.metrics.revised.inc(caption.generation.revisions)
+        if not self._tickets:
+            self._idle.set()
+
+    def _admit(self) -> Runner:
+        try:
+            self.check_ready()
+            limit = self.config.max_batch + self.config.max_queue
+            if self.active >= limit:
+                raise QueueFull(f"{limit} requests are waiting", retry_after=self._wait_estimate())
+        except ServeError as error:
+            self.metrics.rejections.labels(reason=error.reason).inc()
+            raise
+        return self._loaded()
+
+    def _loaded(self) -> Runner:
+        runner = self.engine.runner
+        if runner is None:
+            self.check_ready()
+            raise NotReady("the model is loading", retry_after=RETRY_AFTER)
+        return runner
+
+    def _with_draft(self, request: CaptionRequest, runner: Runner) -> CaptionRequest:
+        if request.draft is None:
+            return request
+        try:
+            settings = replace(request.settings, draft=runner.encode(request.draft))
+        except SettingsError as error:
+            raise BadSetting(str(error), param="draft") from None
+        return replace(request, settings=settings)
+
+    def _prepare(self, runner: Runner, request: CaptionRequest) -> tuple[Prepared, float]:
+        """Runs in a worker thread, so that at most a few decoded pictures exist at a time."""
+        try:
+            began = time.monotonic()
+            image = request.image()
+            decoded = time.monotonic()
+            prompt = runner.prepare(image, request.prompt)
+        except ServeError:
+            raise
+        except Exception:
+            logger.exception("a request could not be prepared")
+            raise RequestFailed("the prompt could not be computed") from None
+        vision = time.monotonic() - decoded
+        self.metrics.decode_time.observe(decoded - began)
+        self.metrics.vision_time.observe(vision)
+        return replace(prompt, vision_seconds=vision), decoded - began
+
+    def _wait_estimate(self) -> int:
+        batches = self.active / self.config.max_batch
+        return min(60, max(1, math.ceil(batches * self.engine.batch_seconds)))
+
+    def _engine_changed(self, state: State) -> None:
+        """Runs in the engine's thread."""
+        loop = self._loop
+        assert loop is not None
+        try:
+            loop.call_soon_threadsafe(self._notice, state)
+        except RuntimeError:
+            return
+
+    def _notice(self, state: State) -> None:
+        if state == "failed" and not self._settled.is_set():
+            self._on_load_failed()
+        self._settled.set()

@@ -1,0 +1,125 @@
+"""The training loop: a killed run continues to the same weights, and bad values stop it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from training.loop import LoopSettings, TrainingError, learning_rate_factor, train
+
+
+@dataclass(frozen=True)
+class Points:
+    inputs: Tensor
+    targets: Tensor
+
+    def weight(self) -> float:
+        return float(len(self.inputs))
+
+
+class Regression(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, batch: Points) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+        error = (self.layer(batch.inputs) - batch.targets).square().sum()
+        return error, {"loss_square": (error.detach(), torch.tensor(len(batch.inputs)))}
+
+
+def points(step: int, part: int) -> Points:
+    generator = torch.Generator().manual_seed(1000 * step + part)
+    inputs = torch.randn(8, 4, generator=generator)
+    return Points(inputs, inputs.flip(1))
+
+
+def optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
+    matrices = [value for value in model.parameters() if value.ndim == 2]
+    others = [value for value in model.parameters() if value.ndim != 2]
+    return [torch.optim.Muon(matrices, lr=0.02), torch.optim.AdamW(others, lr=1e-2)]
+
+
+def quiet(steps: int, **changes: int) -> LoopSettings:
+    return LoopSettings(
+        steps=steps, log_every=5, save_every=5, warmup=2, precision="no", progress=False, **changes
+    )
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_run_continues_to_the_same_weights(tmp_path: Path) -> None:
+    whole = Regression()
+    expected = train(whole, optimizers(whole), points, quiet(20), tmp_path / "whole")
+
+    def until_13(step: int, part: int) -> Points:
+        if step == 13:
+            raise Killed
+        return points(step, part)
+
+    first, second = Regression(), Regression()
+    with pytest.raises(Killed):
+        train(first, optimizers(first), until_13, quiet(20), tmp_path / "killed")
+    nn.init.constant_(second.layer.weight, 7.0)
+    found = train(second, optimizers(second), points, quiet(20), tmp_path / "killed")
+
+    assert torch.equal(second.layer.weight, whole.layer.weight)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_the_loss_falls_and_is_logged(tmp_path: Path) -> None:
+    model = Regression()
+    train(model, optimizers(model), points, quiet(60), tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert rows[-1]["step"] == 60
+    assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
+    assert rows[-1]["loss"] == pytest.approx(rows[-1]["loss_square"], rel=1e-4)
+
+
+def test_accumulated_parts_make_the_step_of_one_large_batch(tmp_path: Path) -> None:
+    def both(step: int, part: int) -> Points:
+        parts = [points(step, 0), points(step, 1)]
+        return Points(torch.cat([p.inputs for p in parts]), torch.cat([p.targets for p in parts]))
+
+    one, two = Regression(), Regression()
+    train(one, optimizers(one), both, quiet(6), tmp_path / "one")
+    train(two, optimizers(two), points, quiet(6, accumulate=2), tmp_path / "two")
+    assert torch.allclose(one.layer.weight, two.layer.weight, atol=1e-6)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    def broken(step: int, part: int) -> Points:
+        batch = points(step, part)
+        return Points(batch.inputs * (torch.inf if step == 3 else 1), batch.targets)
+
+    model = Regression()
+    with pytest.raises(TrainingError, match="step 3"):
+        train(model, optimizers(model), broken, quiet(5), tmp_path)
+
+
+def test_a_state_of_another_model_is_refused(tmp_path: Path) -> None:
+    model = Regression()
+    train(model, optimizers(model), points, quiet(5), tmp_path)
+
+    class Other(Regression):
+        def __init__(self) -> None:
+            super().__init__()
+            self.extra = nn.Parameter(torch.zeros(1))
+
+    other = Other()
+    with pytest.raises(TrainingError, match="extra is on one side only"):
+        train(other, optimizers(other), points, quiet(10), tmp_path)
+
+
+def test_learning_rate_schedules() -> None:
+    linear = LoopSettings(steps=100, warmup=10, tail=0.5)
+    assert [learning_rate_factor(step, linear) for step in (0, 9, 50, 75)] == [0.1, 1.0, 1.0, 0.5]
+    cosine = LoopSettings(steps=100, warmup=10, schedule="cosine")
+    assert learning_rate_factor(10, cosine) == 1.0
+    assert learning_rate_factor(55, cosine) == pytest.approx(0.5)
+    assert learning_rate_factor(99, cosine) < 0.001

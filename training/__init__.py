@@ -1,0 +1,1 @@
+"""Training of refining diffusion captioners: Stage I, Stage II, data and evaluation."""

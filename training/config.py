@@ -1,0 +1,148 @@
+"""The configuration of a training run: one YAML file or options, checked before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class TrainConfigError(ValueError):
+    """A configuration that cannot be used; one line a wrong value."""
+
+
+class Strict(BaseModel):
+    """Unknown keys are errors, values are frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelShape(Strict):
+    """The language model of an embedded checkpoint."""
+
+    hidden_size: int = Field(192, gt=0)
+    intermediate_size: int = Field(512, gt=0)
+    layers: int = Field(5, gt=0)
+    heads: int = Field(6, gt=0)
+    qk_norm: bool = True
+    canvas_length: int = Field(128, gt=0)
+    prefix_attention: Literal["prefix", "full"] = "prefix"
+
+
+class DataShape(Strict):
+    """Scenes to train on."""
+
+    scenes: int = Field(24000, gt=0)
+    """Different pictures; each is captioned anew every time it comes up."""
+    validation_scenes: int = Field(256, gt=0)
+    first_seed: int = Field(0, ge=0)
+
+
+class Phase(Strict):
+    """Some steps with one mix of canvases; fields as in `training.scenes.canvases.Mix`."""
+
+    steps: int = Field(gt=0)
+    slot_masked: float = Field(0.5, ge=0, le=1)
+    replace: float = Field(0.0, ge=0, le=1)
+    pair: float = Field(0.0, ge=0, le=1)
+    replace_low: float = Field(0.03, ge=0, le=1)
+    replace_high: float = Field(0.12, ge=0, le=1)
+    content_weight: float = Field(1.0, gt=0)
+    end_weight: float = Field(0.3, ge=0)
+    clean_weight: float = Field(0.0, ge=0)
+    replaced_weight: float = Field(1.0, ge=0)
+
+
+class Optimiser(Strict):
+    """Muon for the matrices of the layers, AdamW for everything else."""
+
+    muon: float = Field(0.02, gt=0)
+    adamw: float = Field(3e-3, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+
+
+class SceneTraining(Strict):
+    """Stage I of an embedded model on sticker scenes."""
+
+    seed: int = 0
+    model: ModelShape = ModelShape()
+    data: DataShape = DataShape()
+    tower: Path
+    """Safetensors of the frozen tower, from scripts/convert_efficientnet.py."""
+    start_from: Path | None = None
+    """A checkpoint folder whose weights to begin with."""
+    pictures: int = Field(8, gt=0)
+    """Pictures a step."""
+    wordings: int = Field(2, gt=1)
+    """Canvases a picture, with different captions."""
+    align_steps: int = Field(800, ge=0)
+    """Steps of the projector alone on dense labels of the cells."""
+    phases: tuple[Phase, ...] = Field(min_length=1)
+    optimiser: Optimiser = Optimiser()
+    schedule: Literal["cosine", "linear_tail"] = "linear_tail"
+    tail: float = Field(0.4, gt=0, le=1)
+    warmup: int = Field(40, ge=1)
+    ema: float = Field(0.997, ge=0, lt=1)
+    clip: float = Field(1.0, gt=0)
+    precision: Literal["no", "bf16"] = "bf16"
+    compiled: bool = False
+    threads: int = Field(0, ge=0)
+    """0 leaves torch's own choice."""
+    evaluate_every: int = Field(1000, gt=0)
+    save_every: int = Field(500, gt=0)
+
+    @property
+    def steps(self) -> int:
+        return sum(phase.steps for phase in self.phases)
+
+    def phase_at(self, step: int) -> Phase:
+        """The phase that a step, counted from 0, belongs to."""
+        for phase in self.phases:
+            if step < phase.steps:
+                return phase
+            step -= phase.steps
+        return self.phases[-1]
+
+    @classmethod
+    def read(cls, path: Path, overrides: Sequence[str] = ()) -> Self:
+        """Read a YAML file and apply `key.sub=value` overrides.
+
+        Raises:
+            TrainConfigError: the file is missing, not YAML, or has a wrong or unknown key.
+        """
+        try:
+            values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise TrainConfigError(f"no training configuration at {path}") from None
+        except (UnicodeDecodeError, yaml.YAMLError) as error:
+            raise TrainConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(values, dict):
+            raise TrainConfigError(f"{path} must hold a mapping, got {type(values).__name__}")
+        for override in overrides:
+            _apply(values, override)
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            lines = (
+                f"{path}: {'.'.join(map(str, item['loc']))}: {item['msg']}, got {item['input']!r}"
+                for item in error.errors(include_url=False)
+            )
+            raise TrainConfigError("\n".join(lines)) from None
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    """Set `a.b=value` in nested mappings; the value is read as YAML."""
+    name, separator, text = override.partition("=")
+    if not separator:
+        raise TrainConfigError(f"an override must read key=value, got {override!r}")
+    *parents, last = name.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise TrainConfigError(f"{override!r}: {parent} is not a mapping")
+    values[last] = yaml.safe_load(text)

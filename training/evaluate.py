@@ -1,0 +1,131 @@
+"""Evaluates a captioner on sticker scenes with the exact evaluator.
+
+Shape suffixes: P prompt rows, D hidden size.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+from rediff_model.sampler import generate
+from training.scenes.render import render
+from training.scenes.score import score, summarise
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from rediff_model.generation import Generation
+    from rediff_model.model import Captioner
+    from rediff_model.settings import SamplerSettings
+    from training.scenes.atlas import Atlas
+    from training.scenes.graph import Scene
+
+T = TypeVar("T")
+
+BATCH = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What one way of decoding scored."""
+
+    tokens_per_step: int
+    refine: bool
+    forwards: float
+    """Forward passes a caption, on average."""
+    captions: tuple[str, ...]
+    metrics: dict[str, dict[str, float]]
+    """Metric name to its mean and 95 % interval: `mean`, `low`, `high`."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "tokens_per_step": self.tokens_per_step,
+            "refine": self.refine,
+            "forwards": self.forwards,
+            **self.metrics,
+        }
+
+
+@torch.inference_mode()
+def scene_prompts(captioner: Captioner, scenes: Sequence[Scene], atlas: Atlas) -> list[Tensor]:
+    """Prompts, each [P, D], of rendered scenes: pixels through the captioner's own tower."""
+    prompts: list[Tensor] = []
+    for part in _parts(scenes):
+        features = captioner.image_features([render(scene, atlas) for scene in part])
+        prompts += [captioner.prompt(feature) for feature in features]
+    return prompts
+
+
+def evaluate(
+    captioner: Captioner,
+    scenes: Sequence[Scene],
+    prompts: Sequence[Tensor],
+    names: Sequence[str],
+    settings: SamplerSettings,
+    on_captions: Callable[[int], None] | None = None,
+) -> Row:
+    """Caption scenes with one way of decoding and score them; `on_captions` counts progress."""
+    generations: list[Generation] = []
+    for part in _parts(prompts):
+        every = [settings] * len(part)
+        generations += generate(captioner.model, part, every, captioner.token_ids)
+        if on_captions is not None:
+            on_captions(len(part))
+    captions = tuple(captioner.decode(generation.ids) for generation in generations)
+    scores = [score(scene, text, names) for scene, text in zip(scenes, captions, strict=True)]
+    return Row(
+        tokens_per_step=settings.tokens_per_step or 4,
+        refine=settings.refine,
+        forwards=sum(generation.steps for generation in generations) / len(generations),
+        captions=captions,
+        metrics=asdict(summarise(scores)),
+    )
+
+
+def sweep(
+    captioner: Captioner,
+    scenes: Sequence[Scene],
+    prompts: Sequence[Tensor],
+    names: Sequence[str],
+    settings: SamplerSettings,
+    tokens_per_step: Sequence[int],
+    refine: Sequence[bool],
+) -> list[Row]:
+    """One row for every tokens per step with refining on and off as asked."""
+    return [
+        evaluate(
+            captioner,
+            scenes,
+            prompts,
+            names,
+            replace(settings, tokens_per_step=tokens, refine=revise),
+        )
+        for tokens in tokens_per_step
+        for revise in refine
+    ]
+
+
+def write_captions(path: Path, rows: Sequence[Row], annotations: Sequence[dict[str, Any]]) -> None:
+    """One JSON line a caption, with its annotation, so that anyone can score it again."""
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            for annotation, caption in zip(annotations, row.captions, strict=True):
+                line = {
+                    "tokens_per_step": row.tokens_per_step,
+                    "refine": row.refine,
+                    "caption": caption,
+                    "annotation": annotation,
+                }
+                file.write(json.dumps(line) + "\n")
+
+
+def _parts(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    for start in range(0, len(items), BATCH):
+        yield items[start : start + BATCH]

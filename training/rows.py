@@ -1,0 +1,123 @@
+"""One row of LLaVA-style conversation data, checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from training.report import BadRow
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Role = Literal["user", "assistant"]
+ROLES: dict[str, Role] = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+}
+IMAGE_TAG = "<image>"
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one side said."""
+
+    role: Role
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A wrong segment of an answer and its correction.
+
+    `start` is the character at which `org` begins in its answer, for a segment that occurs more
+    than once.
+    """
+
+    org: str
+    target: str
+    start: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A conversation, its picture and its corrections. `where` is `file:line`."""
+
+    where: str
+    turns: tuple[Turn, ...]
+    image: str | None = None
+    pairs: tuple[Pair, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Characters of text, the measure by which lengths are grouped."""
+        return sum(len(turn.text) for turn in self.turns)
+
+
+def parse_row(value: object, where: str) -> Row:
+    """A row from parsed JSON: `conversations`, and optionally `image` and `revise`.
+
+    Other keys are ignored. `conversations` holds `{"from": "human" | "gpt", "value": text}`
+    (`user` and `assistant` are understood too); `image` is a name or a list of one name;
+    `revise` holds `{"org", "target"}`, optionally with `start`.
+
+    Raises:
+        BadRow: malformed, with what was wrong and where.
+    """
+    if not isinstance(value, dict):
+        raise BadRow("malformed", where, f"a row must be an object, got {type(value).__name__}")
+    turns = tuple(_turn(item, where) for item in _list(value, "conversations", where))
+    if not any(turn.role == "assistant" for turn in turns):
+        raise BadRow("malformed", where, "conversations holds no answer")
+    pairs = tuple(_pair(item, where) for item in _list(value, "revise", where))
+    return Row(where, turns, _image(value, where), pairs)
+
+
+def _list(value: Mapping[str, Any], key: str, where: str) -> list[Any]:
+    items = value.get(key)
+    if items is None:
+        return []
+    if not isinstance(items, list):
+        raise BadRow("malformed", where, f"{key} must be a list, got {type(items).__name__}")
+    return items
+
+
+def _turn(item: object, where: str) -> Turn:
+    if not isinstance(item, dict) or not isinstance(item.get("value"), str):
+        raise BadRow("malformed", where, f"a turn needs from and value, got {_short(item)}")
+    speaker = item.get("from")
+    if not isinstance(speaker, str) or speaker not in ROLES:
+        raise BadRow("malformed", where, f"from must be one of {sorted(ROLES)}, got {speaker!r}")
+    return Turn(ROLES[speaker], item["value"])
+
+
+def _pair(item: object, where: str) -> Pair:
+    if (
+        not isinstance(item, dict)
+        or not isinstance(item.get("org"), str)
+        or not isinstance(item.get("target"), str)
+        or not item["org"].strip()
+    ):
+        raise BadRow("malformed", where, f"a pair needs org and target, got {_short(item)}")
+    start = item.get("start")
+    if start is not None and (type(start) is not int or start < 0):
+        raise BadRow("malformed", where, f"start must be a position, got {start!r}")
+    return Pair(item["org"], item["target"], start)
+
+
+def _image(value: Mapping[str, Any], where: str) -> str | None:
+    image = value.get("image")
+    if isinstance(image, list) and len(image) == 1:
+        image = image[0]
+    if image is None:
+        return None
+    if not isinstance(image, str) or not image:
+        raise BadRow("malformed", where, f"image must be one name, got {_short(image)}")
+    return image
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

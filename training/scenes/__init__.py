@@ -1,0 +1,1 @@
+"""The embedded data set: sticker scenes, their captions and an exact evaluator."""

@@ -1,0 +1,174 @@
+"""Training canvases of the sticker scenes: captions, masked and corrupted, with loss weights.
+
+Everything of a step follows from (seed, step), so that a run resumes exactly from its step number.
+
+Shape suffixes: B pictures, R canvases a picture, C canvas positions, N = B x R canvases.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from training.scenes.corrupt import hallucinate
+from training.scenes.grammar import compose
+from training.scenes.tokenizer import slot_ids
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tokenizers import Tokenizer
+
+    from training.scenes.graph import Scene
+
+PARTS = ("clean", "masked", "replaced", "pair")
+CLEAN, MASKED, REPLACED, PAIR = range(4)
+END_SLOT = -1
+"""Slot of the stop tokens that fill the canvas after the caption."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """What share of the canvases is of which kind, and what their tokens weigh in the loss."""
+
+    slot_masked: float = 0.5
+    """Of the masked canvases, the share whose content words are masked apart from the rest."""
+    replace: float = 0.0
+    """Share of canvases that are masked and have some visible tokens replaced."""
+    pair: float = 0.0
+    """Share of canvases with nothing masked and one hallucination."""
+    replace_low: float = 0.03
+    replace_high: float = 0.12
+    content_weight: float = 3.0
+    end_weight: float = 0.15
+    clean_weight: float = 0.0
+    """Weight of visible, untouched tokens: what keeps a right token right while refining."""
+    replaced_weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Canvases:
+    """A batch: what the model sees, what it should say and how much that counts."""
+
+    inputs_NC: np.ndarray
+    targets_NC: np.ndarray
+    weights_NC: np.ndarray
+    parts_NC: np.ndarray
+    """Index into PARTS."""
+    slots_NC: np.ndarray
+    """0 for template text, 1 + index into SLOTS for content, END_SLOT after the caption."""
+
+
+class CanvasBuilder:
+    """Writes and corrupts the captions of scenes."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        names: Sequence[str],
+        *,
+        length: int,
+        mask_id: int,
+        stop_id: int,
+        special_ids: int,
+    ) -> None:
+        """`special_ids` is how many ids, from 0 on, are special: never a random replacement."""
+        self.tokenizer = tokenizer
+        self.names = tuple(names)
+        self.length = length
+        self.mask_id = mask_id
+        self.stop_id = stop_id
+        self.word_ids = (special_ids, tokenizer.get_vocab_size())
+
+    def build(
+        self, scenes: Sequence[Scene], per_scene: int, mix: Mix, rng: np.random.Generator
+    ) -> Canvases:
+        """Canvases of each scene in turn, `per_scene` of them with different wordings."""
+        count = len(scenes) * per_scene
+        targets_NC = np.full((count, self.length), self.stop_id, dtype=np.int64)
+        slots_NC = np.full((count, self.length), END_SLOT, dtype=np.int64)
+        inputs_NC = targets_NC.copy()
+        pair_N = rng.random(count) < mix.pair
+        pair_NC = np.zeros((count, self.length), dtype=bool)
+        for row in range(count):
+            scene = scenes[row // per_scene]
+            caption = compose(scene, rng)
+            ids, slots = slot_ids(self.tokenizer, caption)
+            ids, slots = ids[: self.length - 1], slots[: self.length - 1]
+            targets_NC[row, : len(ids)] = ids
+            inputs_NC[row, : len(ids)] = ids
+            slots_NC[row, : len(ids)] = slots
+            if pair_N[row]:
+                pair = hallucinate(scene, caption, self.tokenizer, self.names, rng, errors=1)
+                if pair is None:
+                    pair_N[row] = False
+                    continue
+                wrong = pair.org_ids[: self.length - 1]
+                inputs_NC[row, : len(wrong)] = wrong
+                pair_NC[row] = inputs_NC[row] != targets_NC[row]
+        masked_NC = self._mask(slots_NC, mix, rng)
+        masked_NC[pair_N] = False
+        replace_N = ~pair_N & (rng.random(count) < mix.replace / max(1e-9, 1 - mix.pair))
+        replaced_NC = self._replace(
+            inputs_NC, targets_NC, replace_N, masked_NC, mix, rng, per_scene
+        )
+        inputs_NC[masked_NC] = self.mask_id
+
+        parts_NC = np.zeros((count, self.length), dtype=np.int64)
+        parts_NC[masked_NC] = MASKED
+        parts_NC[replaced_NC] = REPLACED
+        parts_NC[pair_NC] = PAIR
+        share_N = np.maximum(masked_NC.mean(axis=1), 0.3)
+        by_part = np.array([mix.clean_weight, 1.0, mix.replaced_weight, mix.replaced_weight])
+        weights_NC = by_part[parts_NC]
+        weights_NC = np.where(masked_NC, weights_NC / share_N[:, None], weights_NC)
+        by_slot = np.where(slots_NC > 0, mix.content_weight, 1.0)
+        by_slot = np.where(slots_NC == END_SLOT, mix.end_weight, by_slot)
+        return Canvases(
+            inputs_NC, targets_NC, (weights_NC * by_slot).astype(np.float32), parts_NC, slots_NC
+        )
+
+    def _mask(self, slots_NC: np.ndarray, mix: Mix, rng: np.random.Generator) -> np.ndarray:
+        """Half at one rate t ~ U(.05, 1); half with content and template at rates of their own."""
+        count = len(slots_NC)
+        draws_NC = rng.random(slots_NC.shape)
+        uniform_N1 = rng.uniform(0.05, 1.0, (count, 1))
+        content_N1 = np.where(rng.random((count, 1)) < 0.5, 1.0, rng.uniform(0.1, 1.0, (count, 1)))
+        template_N1 = rng.random((count, 1))
+        apart_N1 = rng.random((count, 1)) < mix.slot_masked
+        rate_NC = np.where(slots_NC > 0, content_N1, template_N1)
+        masked: np.ndarray = draws_NC < np.where(apart_N1, rate_NC, uniform_N1)
+        return masked
+
+    def _replace(
+        self,
+        inputs_NC: np.ndarray,
+        targets_NC: np.ndarray,
+        replace_N: np.ndarray,
+        masked_NC: np.ndarray,
+        mix: Mix,
+        rng: np.random.Generator,
+        per_scene: int,
+    ) -> np.ndarray:
+        """Replace visible tokens in place: a third by the same position of another wording of the
+        same scene, a fifth by the token before, the rest at random. Returns what differs now."""
+        count = len(inputs_NC)
+        rate_N1 = rng.uniform(mix.replace_low, mix.replace_high, (count, 1))
+        chosen_NC = replace_N[:, None] & ~masked_NC & (rng.random(inputs_NC.shape) < rate_N1)
+        kind_NC = rng.random(inputs_NC.shape)
+        sibling_N = np.arange(count).reshape(-1, per_scene)
+        other_NC = targets_NC[np.roll(sibling_N, 1, axis=1).ravel()]
+        before_NC = np.concatenate((targets_NC[:, :1], targets_NC[:, :-1]), axis=1)
+        pool = targets_NC.ravel()
+        random_NC = np.where(
+            rng.random(inputs_NC.shape) < 0.5,
+            rng.integers(*self.word_ids, inputs_NC.shape),
+            pool[rng.integers(0, len(pool), inputs_NC.shape)],
+        )
+        new_NC = np.where(kind_NC < 1 / 3, other_NC, random_NC)
+        new_NC = np.where(kind_NC > 0.8, before_NC, new_NC)
+        np.copyto(inputs_NC, new_NC, where=chosen_NC)
+        replaced: np.ndarray = chosen_NC & (inputs_NC != targets_NC)
+        return replaced

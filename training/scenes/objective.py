@@ -1,0 +1,133 @@
+"""The training objective on sticker scenes with cached tower features.
+
+Shape suffixes: B pictures, P cells of a picture, F feature channels, C canvas positions,
+N canvases, Q prompt rows, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from rediff_model.cache import DenseAttend, PrefixAttend
+from training.scenes.canvases import END_SLOT, PARTS, Canvases
+from training.scenes.templates import SLOTS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rediff_model.model import CaptionModel
+
+
+@dataclass(frozen=True, slots=True)
+class SceneBatch:
+    """Features of B pictures and their N canvases, picture by picture."""
+
+    features_BPF: Tensor
+    inputs_NC: Tensor
+    targets_NC: Tensor
+    weights_NC: Tensor
+    parts_NC: Tensor
+    slots_NC: Tensor
+
+    @classmethod
+    def of(cls, features_BPF: Tensor, canvases: Canvases) -> Self:
+        arrays = (
+            canvases.inputs_NC,
+            canvases.targets_NC,
+            canvases.weights_NC,
+            canvases.parts_NC,
+            canvases.slots_NC,
+        )
+        return cls(features_BPF, *(torch.from_numpy(array) for array in arrays))
+
+    def weight(self) -> float:
+        return float(self.weights_NC.sum())
+
+
+class SceneObjective(nn.Module):
+    """Weighted cross entropy of the canvases; the prompt's rows are computed once a picture."""
+
+    def __init__(
+        self, model: CaptionModel, before: Sequence[int], after: Sequence[int], *, compiled: bool
+    ) -> None:
+        super().__init__()
+        self.captioner = model
+        self.register_buffer("before_Q", torch.tensor(before), persistent=False)
+        self.register_buffer("after_Q", torch.tensor(after), persistent=False)
+        self.run = torch.compile(self.losses) if compiled else self.losses
+
+    def forward(self, batch: SceneBatch) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+        """The weighted sum, and (sum, count) of the plain loss for every part."""
+        losses_NC = self.run(batch.features_BPF, batch.inputs_NC, batch.targets_NC)
+        with torch.no_grad():
+            used_NC = batch.weights_NC > 0
+            parts = {}
+            for number, name in enumerate(PARTS):
+                chosen_NC = used_NC & (batch.parts_NC == number) & (batch.slots_NC != END_SLOT)
+                parts[f"loss_{name}"] = (losses_NC[chosen_NC].sum(), chosen_NC.sum())
+        return (losses_NC * batch.weights_NC).sum(), parts
+
+    def losses(self, features_BPF: Tensor, inputs_NC: Tensor, targets_NC: Tensor) -> Tensor:
+        """Cross entropy at every position, [N, C]."""
+        logits_TV = self.logits(features_BPF, inputs_NC).float()
+        flat: Tensor = cross_entropy(logits_TV, targets_NC.flatten(), reduction="none")
+        return flat.view(targets_NC.shape)
+
+    def logits(self, features_BPF: Tensor, inputs_NC: Tensor) -> Tensor:
+        """Logits of all canvas rows, [N x C, V], with prompt rows blind to the canvas."""
+        decoder = self.captioner.model
+        pictures, canvases = len(features_BPF), len(inputs_NC)
+        prompt_BQD = self.prompt(features_BPF)
+        rows = prompt_BQD.shape[1]
+        positions_Q = torch.arange(rows, device=features_BPF.device)
+        attend = DenseAttend(pictures, record=True)
+        decoder(prompt_BQD.flatten(0, 1), positions_Q.repeat(pictures), attend)
+        repeat = canvases // pictures
+        prefix = PrefixAttend(
+            [key.repeat_interleave(repeat, 0) for key in attend.keys],
+            [value.repeat_interleave(repeat, 0) for value in attend.values],
+        )
+        positions_C = rows + torch.arange(inputs_NC.shape[1], device=features_BPF.device)
+        canvas_TD = decoder.embed_tokens(inputs_NC.flatten())
+        hidden_TD = decoder(canvas_TD, positions_C.repeat(canvases), prefix)
+        return self.captioner.logits(hidden_TD)
+
+    def prompt(self, features_BPF: Tensor) -> Tensor:
+        """Prompt rows: text, projected cells and the newline, text, [B, Q, D]."""
+        decoder = self.captioner.model
+        pictures = len(features_BPF)
+        image_BPD = self.captioner.project(features_BPF)
+        newline_B1D = self.captioner.newline_D.expand(pictures, 1, -1)
+        before = decoder.embed_tokens(self.before_Q).expand(pictures, -1, -1)
+        after = decoder.embed_tokens(self.after_Q).expand(pictures, -1, -1)
+        return torch.cat((before, image_BPD, newline_B1D, after), dim=1)
+
+
+@torch.inference_mode()
+def slot_accuracy(objective: SceneObjective, batch: SceneBatch, mask_id: int) -> dict[str, float]:
+    """Accuracy of content words, all masked, between visible template words, slot by slot.
+
+    `slot_mean` is the mean over the slots; `shuffled_loss_gap` how much the loss rises when every
+    picture gets its neighbour's features: zero means that the picture is not looked at.
+    """
+    content_NC = batch.slots_NC > 0
+    inputs_NC = torch.where(content_NC, mask_id, batch.targets_NC)
+    logits_TV = objective.logits(batch.features_BPF, inputs_NC).float()
+    right_NC = logits_TV.argmax(-1).view(inputs_NC.shape) == batch.targets_NC
+    result = {}
+    for number, name in enumerate(SLOTS, 1):
+        chosen_NC = batch.slots_NC == number
+        if chosen_NC.any():
+            result[f"slot_{name}"] = right_NC[chosen_NC].float().mean().item()
+    result["slot_mean"] = sum(result.values()) / len(result)
+    chosen_T = content_NC.flatten()
+    targets_T = batch.targets_NC.flatten()[chosen_T]
+    own = cross_entropy(logits_TV[chosen_T], targets_T).item()
+    shuffled = objective.logits(batch.features_BPF.roll(1, 0), inputs_NC).float()
+    result["shuffled_loss_gap"] = cross_entropy(shuffled[chosen_T], targets_T).item() - own
+    return result

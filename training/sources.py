@@ -1,0 +1,190 @@
+"""Rows of a data set, checked once when it is opened and read again when they are needed.
+
+Only the place of a row is kept in memory. JSON arrays, JSON lines and the `.json` members of tar
+shards are understood.
+"""
+
+from __future__ import annotations
+
+import json
+from array import array
+from typing import TYPE_CHECKING, Protocol
+
+from training.archive import members
+from training.images import FORMATS
+from training.report import BadRow, Problem
+from training.rows import Row, parse_row
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
+
+    from training.archive import Member
+    from training.report import Report
+
+SUFFIXES = (".jpg", ".jpeg", *(f".{name.lower()}" for name in FORMATS if name != "JPEG"))
+
+
+class RowSource(Protocol):
+    """Rows by number."""
+
+    def __len__(self) -> int: ...
+
+    def row(self, index: int) -> Row:
+        """Row `index`, from 0."""
+        ...
+
+    def size(self, index: int) -> int:
+        """Characters of its text, negative for a row without picture."""
+        ...
+
+
+class RowFile:
+    """The well-formed rows of a `.json` or `.jsonl` file."""
+
+    def __init__(self, path: Path, report: Report) -> None:
+        """Read the file through; malformed rows go to `report` with their line.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        self.path = path
+        self._offsets = array("q")
+        self._lengths = array("q")
+        self._lines = array("q")
+        self._sizes = array("q")
+        for offset, length, line, text in _spans(path, report):
+            try:
+                row = parse_row(_load(text, f"{path}:{line}"), f"{path}:{line}")
+            except BadRow as error:
+                report.add(error.problem)
+                continue
+            self._offsets.append(offset)
+            self._lengths.append(length)
+            self._lines.append(line)
+            self._sizes.append(_size(row))
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def row(self, index: int) -> Row:
+        """Row `index`, read from the file."""
+        with self.path.open("rb") as file:
+            file.seek(self._offsets[index])
+            text = file.read(self._lengths[index])
+        where = f"{self.path}:{self._lines[index]}"
+        return parse_row(_load(text, where), where)
+
+    def size(self, index: int) -> int:
+        """Characters of its text, negative for a row without picture."""
+        return self._sizes[index]
+
+
+class RowShards:
+    """The `.json` members of tar shards; a picture of the same name is the row's, if it names
+    none itself."""
+
+    def __init__(self, shards: Sequence[Path], report: Report) -> None:
+        """Read the shards through; malformed members go to `report` with shard and name."""
+        self._members: list[Member] = []
+        self._images: list[str | None] = []
+        self._sizes = array("q")
+        for group in _groups(members(shards, report)):
+            texts = [member for member in group if member.name.lower().endswith(".json")]
+            pictures = [member for member in group if member.name.lower().endswith(SUFFIXES)]
+            for member in texts:
+                image = f"{member.path.name}/{pictures[0].name}" if pictures else None
+                try:
+                    row = _with_image(
+                        parse_row(_load(member.read(), member.where), member.where), image
+                    )
+                except BadRow as error:
+                    report.add(error.problem)
+                    continue
+                self._members.append(member)
+                self._images.append(image)
+                self._sizes.append(_size(row))
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def row(self, index: int) -> Row:
+        """Row `index`, read from its shard."""
+        member = self._members[index]
+        row = parse_row(_load(member.read(), member.where), member.where)
+        return _with_image(row, self._images[index])
+
+    def size(self, index: int) -> int:
+        """Characters of its text, negative for a row without picture."""
+        return self._sizes[index]
+
+
+def _spans(path: Path, report: Report) -> Iterator[tuple[int, int, int, bytes]]:
+    """Offset, length, line and bytes of every row in a file."""
+    with path.open("rb") as file:
+        if file.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+            file.seek(0)
+            yield from _elements(file.read(), path, report)
+            return
+        file.seek(0)
+        offset = 0
+        for line, text in enumerate(file, 1):
+            if text.strip():
+                yield offset, len(text), line, text
+            offset += len(text)
+
+
+def _elements(data: bytes, path: Path, report: Report) -> Iterator[tuple[int, int, int, bytes]]:
+    """The elements of a JSON array, as spans.
+
+    Latin-1 makes a character of every byte, so positions in the text are those in the file.
+    """
+    text = data.decode("latin-1")
+    decoder = json.JSONDecoder()
+    at, line, counted = text.index("[") + 1, 1, 0
+    while True:
+        while at < len(text) and text[at] in " \t\r\n,":
+            at += 1
+        line += text.count("\n", counted, at)
+        counted = at
+        if text[at : at + 1] == "]":
+            return
+        try:
+            _, end = decoder.raw_decode(text, at)
+        except (json.JSONDecodeError, RecursionError) as error:
+            reason = f"not JSON from here on, the rest is lost: {error}"
+            report.add(Problem("malformed", f"{path}:{line}", reason))
+            return
+        yield at, end - at, line, data[at:end]
+        at = end
+
+
+def _load(text: bytes, where: str) -> object:
+    try:
+        return json.loads(text)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise BadRow("malformed", where, f"not JSON: {error}") from None
+
+
+def _groups(found: Iterable[Member]) -> Iterator[list[Member]]:
+    """Successive members of a shard whose names agree up to the first dot of the file name."""
+    group: list[Member] = []
+    last = None
+    for member in found:
+        folder, _, name = member.name.rpartition("/")
+        key = (member.path, folder, name.split(".", 1)[0])
+        if key != last and group:
+            yield group
+            group = []
+        last = key
+        group.append(member)
+    if group:
+        yield group
+
+
+def _with_image(row: Row, image: str | None) -> Row:
+    return row if row.image or image is None else Row(row.where, row.turns, image, row.pairs)
+
+
+def _size(row: Row) -> int:
+    return row.size if row.image else -row.size

@@ -1,0 +1,281 @@
+"""Stage I of an embedded model: from cached scene features to a checkpoint folder."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from torch import nn
+
+from rediff_model.checkpoint import load_weights, read_config, save
+from rediff_model.config import LanguageConfig, ModelConfig, VisionConfig
+from rediff_model.efficientnet import FEATURE_CHANNELS, STRIDE
+from rediff_model.model import CaptionModel
+from rediff_model.prompt import DEFAULT_QUESTION, TextCodec, conversation
+from training.loop import LoopSettings, train
+from training.scenes import alignment
+from training.scenes.atlas import Atlas
+from training.scenes.canvases import CanvasBuilder, Mix
+from training.scenes.features import SceneFeatures, load_or_build
+from training.scenes.grammar import compose
+from training.scenes.objective import SceneBatch, SceneObjective, slot_accuracy
+from training.scenes.sample import sample_scene
+from training.scenes.tokenizer import (
+    BOS,
+    END_HEADER,
+    END_OF_TEXT,
+    END_OF_TURN,
+    MASK,
+    SPECIAL_TOKENS,
+    START_HEADER,
+    train_tokenizer,
+)
+from training.scenes.tokenizer import save as save_tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from torch.optim import Optimizer
+
+    from training.config import Phase, SceneTraining
+
+logger = logging.getLogger(__name__)
+
+VOCABULARY = 820
+"""Tokens: small enough that most names take several, large enough for the canvas."""
+ALIGN_PICTURES = 32
+"""Pictures a step of the alignment."""
+
+
+@dataclass(frozen=True, slots=True)
+class SceneRun:
+    """What a run on scenes works with."""
+
+    config: SceneTraining
+    folder: Path
+    atlas: Atlas
+    tokenizer: Tokenizer
+    model: CaptionModel
+    model_config: ModelConfig
+    objective: SceneObjective
+    canvases: CanvasBuilder
+
+
+def run(config: SceneTraining, folder: Path) -> Path:
+    """Train, resuming whatever `folder` holds, and return the folder of the finished checkpoint."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    scene_run = prepare(config, folder)
+    features = load_or_build(
+        "train",
+        config.data.first_seed,
+        config.data.scenes,
+        scene_run.atlas,
+        scene_run.model,
+        folder.parent / "features",
+    )
+    validation = load_or_build(
+        "validation",
+        0,
+        config.data.validation_scenes,
+        scene_run.atlas,
+        scene_run.model,
+        folder.parent / "features",
+    )
+    if config.start_from is None and config.align_steps:
+        align(scene_run, features)
+    average = train_captions(scene_run, features, validation)
+    checkpoint = folder / "checkpoint"
+    export(scene_run, average, checkpoint)
+    return checkpoint
+
+
+def prepare(config: SceneTraining, folder: Path) -> SceneRun:
+    """Atlas, tokenizer, and a model: new, or from `start_from`."""
+    torch.manual_seed(config.seed)
+    atlas = Atlas.load()
+    if config.start_from is None:
+        tokenizer = new_tokenizer(atlas)
+        model_config = embedded_config(config, tokenizer)
+        model = CaptionModel(model_config)
+        initialise(model)
+        cast("nn.Module", model.tower).load_state_dict(load_file(config.tower))
+    else:
+        model_config = read_config(config.start_from)
+        tokenizer = Tokenizer.from_file(str(config.start_from / "tokenizer.json"))
+        model = CaptionModel(model_config)
+        load_weights(model, config.start_from, "cpu", torch.float32)
+    cast("nn.Module", model.tower).requires_grad_(False)
+    before, after = TextCodec(tokenizer).encode_prompt(conversation([DEFAULT_QUESTION]))
+    objective = SceneObjective(model, before, after, compiled=config.compiled)
+    canvases = CanvasBuilder(
+        tokenizer,
+        atlas.names,
+        length=model_config.canvas_length,
+        mask_id=model_config.mask_token_id,
+        stop_id=model_config.stop_token_id,
+        special_ids=len(SPECIAL_TOKENS),
+    )
+    return SceneRun(config, folder, atlas, tokenizer, model, model_config, objective, canvases)
+
+
+def new_tokenizer(atlas: Atlas, captions: int = 4000) -> Tokenizer:
+    """A tokenizer of captions of training scenes."""
+    rng = np.random.default_rng(0)
+    texts = (compose(sample_scene(seed, atlas), rng).text for seed in range(captions))
+    return train_tokenizer(texts, atlas.names, VOCABULARY)
+
+
+def embedded_config(config: SceneTraining, tokenizer: Tokenizer) -> ModelConfig:
+    """The configuration of a new embedded model: one square tile through EfficientNet-Lite0."""
+    shape = config.model
+    ids = {token: index for index, token in enumerate(SPECIAL_TOKENS)}
+    return ModelConfig(
+        language=LanguageConfig(
+            vocab_size=tokenizer.get_vocab_size(),
+            hidden_size=shape.hidden_size,
+            intermediate_size=shape.intermediate_size,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.heads,
+            qk_norm=shape.qk_norm,
+            prefix_attention=shape.prefix_attention,
+        ),
+        vision=VisionConfig(
+            tower="efficientnet_lite0",
+            image_size=384,
+            patch_size=STRIDE,
+            hidden_size=FEATURE_CHANNELS,
+        ),
+        aspect="square",
+        mask_token_id=ids[MASK],
+        suppressed_token_ids=tuple(
+            ids[name] for name in (END_OF_TEXT, BOS, START_HEADER, END_HEADER)
+        ),
+        stop_token_id=ids[END_OF_TURN],
+        canvas_length=shape.canvas_length,
+    )
+
+
+def initialise(model: CaptionModel) -> None:
+    """Unit embeddings, zero output matrices, the rest scaled by fan-in.
+
+    With zero outputs every layer begins as the identity, which matters more than anything else
+    for how soon a small model looks at the picture.
+    """
+    for name, value in model.named_parameters():
+        if "vision_tower" in name or "norm" in name:
+            continue
+        if name.endswith(("o_proj.weight", "down_proj.weight", "lm_head.weight", "bias")):
+            nn.init.zeros_(value)
+        elif "embed_tokens" in name or "image_newline" in name:
+            nn.init.normal_(value)
+        else:
+            nn.init.normal_(value, std=value.shape[-1] ** -0.5)
+
+
+def align(scene_run: SceneRun, features: SceneFeatures) -> None:
+    """Train the projector alone on the labels of the cells; the heads are thrown away."""
+    config, projector = scene_run.config, cast("nn.Module", scene_run.model.model.mm_projector)
+    side = scene_run.model_config.vision.patches_per_side
+    objective = alignment.DenseObjective(
+        projector, scene_run.model_config.language.hidden_size, len(scene_run.atlas.names)
+    )
+
+    def batch(step: int, part: int) -> alignment.DenseBatch:
+        rows = np.random.default_rng((config.seed, 1, step, part)).integers(
+            0, len(features.scenes), ALIGN_PICTURES
+        )
+        labels = alignment.dense_labels(
+            [features.scenes[row] for row in rows], scene_run.atlas.names, side
+        )
+        return alignment.as_batch(features.rows(rows), labels)
+
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-3, weight_decay=0.05)
+    settings = LoopSettings(steps=config.align_steps, precision=config.precision, clip=100.0)
+    average = train(objective, [optimizer], batch, settings, scene_run.folder / "align")
+    with torch.no_grad():
+        for name, value in projector.named_parameters():
+            value.copy_(average[f"projector.{name}"])
+
+
+def train_captions(
+    scene_run: SceneRun, features: SceneFeatures, validation: SceneFeatures
+) -> dict[str, torch.Tensor]:
+    """Train projector and language model on captions, phase by phase."""
+    config = scene_run.config
+
+    def batch(step: int, part: int) -> SceneBatch:
+        rng = np.random.default_rng((config.seed, 2, step, part))
+        rows = rng.integers(0, len(features.scenes), config.pictures)
+        scenes = [features.scenes[row] for row in rows]
+        mix = mix_of(config.phase_at(step))
+        canvases = scene_run.canvases.build(scenes, config.wordings, mix, rng)
+        return SceneBatch.of(features.rows(rows), canvases)
+
+    rng = np.random.default_rng((config.seed, 3))
+    held = SceneBatch.of(
+        validation.rows(np.arange(len(validation.scenes))),
+        scene_run.canvases.build(validation.scenes, 1, Mix(), rng),
+    )
+
+    def evaluate(step: int) -> Mapping[str, float]:
+        result = slot_accuracy(scene_run.objective, held, scene_run.model_config.mask_token_id)
+        logger.info("step %d: %s", step, {key: round(value, 3) for key, value in result.items()})
+        return result
+
+    settings = LoopSettings(
+        steps=config.steps,
+        warmup=config.warmup,
+        schedule=config.schedule,
+        tail=config.tail,
+        clip=config.clip,
+        ema=config.ema,
+        precision=config.precision,
+        save_every=config.save_every,
+        evaluate_every=config.evaluate_every,
+    )
+    return train(
+        scene_run.objective,
+        optimizers(scene_run),
+        batch,
+        settings,
+        scene_run.folder / "captions",
+        evaluate=evaluate,
+    )
+
+
+def mix_of(phase: Phase) -> Mix:
+    return Mix(**phase.model_dump(exclude={"steps"}))
+
+
+def optimizers(scene_run: SceneRun) -> list[Optimizer]:
+    """Muon (Jordan et al. 2024) for the layers' matrices, AdamW for the rest."""
+    rates = scene_run.config.optimiser
+    named = [(name, value) for name, value in scene_run.model.named_parameters()]
+    trained = [(name, value) for name, value in named if value.requires_grad]
+    matrices = [value for name, value in trained if ".layers." in name and value.ndim == 2]
+    others = [value for name, value in trained if not (".layers." in name and value.ndim == 2)]
+    return [
+        torch.optim.Muon(matrices, lr=rates.muon, weight_decay=rates.weight_decay),
+        torch.optim.AdamW(
+            others, lr=rates.adamw, betas=(0.9, 0.98), weight_decay=rates.weight_decay
+        ),
+    ]
+
+
+def export(scene_run: SceneRun, average: Mapping[str, torch.Tensor], out: Path) -> None:
+    """Write the checkpoint folder with averaged weights."""
+    trained = dict(scene_run.objective.named_parameters())
+    with torch.no_grad():
+        for name, value in average.items():
+            trained[name].copy_(value)
+    tokenizer_folder = scene_run.folder / "tokenizer"
+    save_tokenizer(scene_run.tokenizer, tokenizer_folder)
+    save(scene_run.model, scene_run.model_config, tokenizer_folder, out)
