@@ -92,7 +92,7 @@ def refine_canvas(
     block that were not masked when the step began. A finished canvas stays as it is.
     """
     position_C = torch.arange(canvas.ids_BC.shape[1], device=canvas.ids_BC.device)
-    masked_BC = (canvas.ids_BC == plan.mask_id) & (position_C < plan.length_B[:, None])
+    masked_BC = canvas.ids_BC == plan.mask_id
     running_B1 = ~canvas.done_B[:, None]
     start_B = canvas.block_B * plan.block_length_B
     end_B = start_B + plan.block_length_B
@@ -252,7 +252,7 @@ def _sticky_stop(plan: Plan, ids_BC: Tensor, stop_B: Tensor) -> Tensor:
 def _leaves(plan: Plan, canvas: Canvas, seen_before_B: Tensor) -> Tensor:
     """Whether the current block is over, [B]."""
     position_C = torch.arange(canvas.ids_BC.shape[1], device=canvas.ids_BC.device)
-    masked_BC = (canvas.ids_BC == plan.mask_id) & (position_C < plan.length_B[:, None])
+    masked_BC = canvas.ids_BC == plan.mask_id
     start_B = canvas.block_B * plan.block_length_B
     in_block_BC = (position_C >= start_B[:, None]) & (
         position_C < (start_B + plan.block_length_B)[:, None]

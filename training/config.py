@@ -73,7 +73,7 @@ class SceneTraining(Strict):
     model: ModelShape = ModelShape()
     data: DataShape = DataShape()
     tower: Path
-    """Safetensors of the frozen tower, from scripts/convert_efficientnet.py."""
+    """The frozen tower: a file of scripts/convert_efficientnet.py, or a checkpoint folder."""
     start_from: Path | None = None
     """A checkpoint folder whose weights to begin with."""
     pictures: int = Field(8, gt=0)

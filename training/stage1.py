@@ -49,6 +49,7 @@ logger = logging.getLogger(__name__)
 
 VOCABULARY = 820
 """Tokens: small enough that most names take several, large enough for the canvas."""
+TOWER_PREFIX = "model.vision_tower."
 ALIGN_PICTURES = 32
 """Pictures a step of the alignment."""
 
@@ -105,7 +106,7 @@ def prepare(config: SceneTraining, folder: Path) -> SceneRun:
         model_config = embedded_config(config, tokenizer)
         model = CaptionModel(model_config)
         initialise(model)
-        cast("nn.Module", model.tower).load_state_dict(load_file(config.tower))
+        cast("nn.Module", model.tower).load_state_dict(tower_weights(config.tower))
     else:
         model_config = read_config(config.start_from)
         tokenizer = Tokenizer.from_file(str(config.start_from / "tokenizer.json"))
@@ -123,6 +124,18 @@ def prepare(config: SceneTraining, folder: Path) -> SceneRun:
         special_ids=len(SPECIAL_TOKENS),
     )
     return SceneRun(config, folder, atlas, tokenizer, model, model_config, objective, canvases)
+
+
+def tower_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The tower's tensors from a file of their own, or out of a checkpoint folder."""
+    if not path.is_dir():
+        return load_file(path)
+    whole = load_file(path / "model.safetensors")
+    return {
+        name.removeprefix(TOWER_PREFIX): value
+        for name, value in whole.items()
+        if name.startswith(TOWER_PREFIX)
+    }
 
 
 def new_tokenizer(atlas: Atlas, captions: int = 4000) -> Tokenizer:

@@ -7,6 +7,7 @@ import logging
 import re
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -18,6 +19,8 @@ from server.errors import NotReady, ServeError
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+_DISCARDED_BODIES: Final = 4
+_DISCARD_SECONDS: Final = 5.0
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9_.:\-]{1,128}")
 
 logger = logging.getLogger(__name__)
@@ -80,6 +83,8 @@ class _Body:
 
     chunks: list[bytes] = field(default_factory=list)
     size: int = 0
+    more: bool = True
+    """Whether the client has more to send."""
 
 
 class BodyLimits:
@@ -97,15 +102,17 @@ class BodyLimits:
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
             await self._app(scope, receive, send)
             return
-        body = _Body()
+        headers, body = Headers(scope=scope), _Body()
         try:
             try:
-                length = Headers(scope=scope).get("content-length", "")
+                length = headers.get("content-length", "")
                 if length.isdigit() and int(length) > self._max_bytes:
                     raise BodyTooLarge(self._max_bytes)
                 if not await self._read(receive, body):
                     return
             except ServeError as error:
+                if body.more and error.status != 408 and not headers.get("expect"):
+                    await self._discard(receive)
                 response = error_response(error)
                 # The rest of the body is never read: the connection cannot be used again.
                 response.headers["connection"] = "close"
@@ -115,16 +122,26 @@ class BodyLimits:
         finally:
             self._held -= body.size
 
+    async def _discard(self, receive: Receive) -> None:
+        """Read on for a while: many clients send all of a body before they look for an answer."""
+        left = _DISCARDED_BODIES * self._max_bytes
+        with suppress(TimeoutError):
+            async with asyncio.timeout(min(self._timeout, _DISCARD_SECONDS)):
+                while left > 0:
+                    message = await receive()
+                    if message["type"] == "http.disconnect" or not message.get("more_body"):
+                        return
+                    left -= len(message.get("body", b""))
+
     async def _read(self, receive: Receive, body: _Body) -> bool:
         """Collect a body; false when the client left before its end."""
-        more = True
         try:
             async with asyncio.timeout(self._timeout):
-                while more:
+                while body.more:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         return False
-                    chunk, more = message.get("body", b""), message.get("more_body", False)
+                    chunk, body.more = message.get("body", b""), message.get("more_body", False)
                     if body.size + len(chunk) > self._max_bytes:
                         raise BodyTooLarge(self._max_bytes)
                     if self._held + len(chunk) > self._max_total:

@@ -7,7 +7,6 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -15,7 +14,7 @@ from hypothesis import strategies as st
 from rediff_model import reference, sampler
 from rediff_model.config import LanguageConfig
 from rediff_model.language import LanguageModel
-from rediff_model.settings import SamplerSettings, SettingsError, TokenIds
+from rediff_model.settings import SamplerSettings, TokenIds
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,14 +22,15 @@ if TYPE_CHECKING:
     from rediff_model.config import PrefixAttention
     from rediff_model.generation import Generation
 
-VOCABULARY = 24
 HIDDEN = 16
-IDS = TokenIds(mask=20, suppressed=(21, 22), stop=3)
+VOCABULARY = 9
+IDS = TokenIds(mask=6, suppressed=(7, 8), stop=3)
+"""So few ids that stops come and go, and the mask token is predicted, all the time."""
 
 
 @cache
 def model_of(prefix_attention: PrefixAttention, seed: int) -> LanguageModel:
-    """A tiny float64 model whose predictions are far enough from uniform to change often."""
+    """A tiny float64 model whose predictions depend on the context."""
     torch.manual_seed(seed)
     config = LanguageConfig(
         vocab_size=VOCABULARY,
@@ -69,8 +69,8 @@ def any_settings(draw: st.DrawFn) -> SamplerSettings:
     else:
         pace["tokens_per_step"] = draw(st.integers(1, 5))
     # A draft mostly of masks and stops: they are what matters.
-    telling = st.sampled_from([IDS.mask, IDS.mask, IDS.stop, 5, 6, 7])
-    sequences = st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=2), max_size=3)
+    telling = st.sampled_from([IDS.mask, IDS.mask, IDS.stop, 0, 1, 2])
+    sequences = st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=2), max_size=3)
     return SamplerSettings(
         canvas_length=canvas,
         block_length=draw(st.sampled_from([block, None])) if blocks == 1 else block,

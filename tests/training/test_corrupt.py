@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scene_samples import HAND_SCENE, NAMES, random_scene, sample_tokenizer
 
@@ -29,6 +29,7 @@ def wrong_caption(seed: int, errors: int = 1) -> tuple[Caption, Pair]:
     return caption, pair
 
 
+@settings(deadline=None, max_examples=60)
 @given(SEEDS, st.integers(1, 4))
 def test_a_pair_has_one_length_and_knows_what_differs(seed: int, errors: int) -> None:
     caption, pair = wrong_caption(seed, errors)
@@ -38,6 +39,7 @@ def test_a_pair_has_one_length_and_knows_what_differs(seed: int, errors: int) ->
     assert pair.changed == differs.nonzero()[0].tolist() != []
 
 
+@settings(deadline=None, max_examples=60)
 @given(SEEDS, st.integers(1, 4))
 def test_hallucinations_are_wrong(seed: int, errors: int) -> None:
     _, pair = wrong_caption(seed, errors)
@@ -114,6 +116,7 @@ def test_nothing_to_make_wrong_is_no_pair() -> None:
     assert hallucinate(HAND_SCENE, Caption("Hm.", ()), sample_tokenizer(), NAMES, rng) is None
 
 
+@settings(deadline=None, max_examples=60)
 @given(SEEDS)
 def test_a_conflict_takes_tokens_of_another_wording_in_place(seed: int) -> None:
     scene = random_scene(seed)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scene_samples import HAND_SCENE, NAMES, random_scene, sticker
 
@@ -33,6 +33,7 @@ def captions(count: int) -> list[str]:
     return [compose(random_scene(i), np.random.default_rng(i)).text for i in range(count)]
 
 
+@settings(deadline=None, max_examples=60)
 @given(SEEDS)
 def test_spans_hold_the_scene_in_order(seed: int) -> None:
     scene = random_scene(seed)
@@ -56,6 +57,7 @@ def test_spans_hold_the_scene_in_order(seed: int) -> None:
     assert sum(span.slot == "relation" for span in caption.spans) == scene.relations_expected
 
 
+@settings(deadline=None, max_examples=60)
 @given(SEEDS)
 def test_relations_are_true_and_of_different_pairs(seed: int) -> None:
     scene = random_scene(seed)
@@ -238,6 +240,7 @@ def test_names_that_cannot_be_read_back_are_refused(name: str) -> None:
         parse("", ("fox", name))
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.text())
 def test_parse_takes_any_text(text: str) -> None:
     assert all(sentence.facts is None for sentence in parse(text, NAMES))

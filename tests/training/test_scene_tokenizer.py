@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from goldens_dir import read_json
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scene_samples import NAMES, random_scene, sample_tokenizer
 from transformers import AutoTokenizer
@@ -42,6 +42,7 @@ def test_special_tokens_come_first() -> None:
     assert tokenizer.get_vocab_size() == 580
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.text())
 def test_any_text_comes_back(text: str) -> None:
     tokenizer = sample_tokenizer()
@@ -80,6 +81,7 @@ def test_training_without_names_is_possible() -> None:
     assert train_tokenizer(["There are four stickers."], (), 400).encode("four").ids
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.integers(0, 2**32 - 1))
 def test_slots_mark_the_tokens_of_content_words(seed: int) -> None:
     tokenizer = sample_tokenizer()

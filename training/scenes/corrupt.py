@@ -153,8 +153,11 @@ class _Edit:
     def disagree(self, where: float) -> bool:
         """The other form of one word that agrees with another."""
         flips = self._table.flips
+        content = {i for first, last in self._ranges for i in range(first, last)}
         places = [
-            i for i, token in enumerate(self._right) if token in flips and self.ids[i] == token
+            i
+            for i, token in enumerate(self._right)
+            if token in flips and i not in content and self.ids[i] == token
         ]
         if not places:
             return False

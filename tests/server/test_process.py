@@ -1,0 +1,220 @@
+"""The real process on loopback: it loads, answers, drains on SIGTERM, and fails in one line."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import httpx
+import pytest
+
+from tests.server.fakes import png
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[2]
+REDIFF = (sys.executable, "-c", "from server.cli import main; main()")
+IMAGE = {"image": {"base64": base64.b64encode(png(64, 48)).decode()}}
+LONG = {"canvas_length": 512, "steps": 512}
+
+
+class Serving:
+    """A server process and its log."""
+
+    def __init__(self, process: subprocess.Popen[str], log: IO[str]) -> None:
+        self.process = process
+        self.lines: list[str] = []
+        self._log = log
+        self._address: str | None = None
+        self._ready = threading.Event()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    @property
+    def address(self) -> str:
+        """Where it serves, once it is ready."""
+        assert self._ready.wait(120)
+        assert self._address, "".join(self.lines)
+        return self._address
+
+    def exit_status(self) -> int:
+        status = self.process.wait(60)
+        self._reader.join()
+        return status
+
+    def _read(self) -> None:
+        for line in self._log:
+            self.lines.append(line)
+            if match := re.search(r"is ready at (http://\S+)", line):
+                self._address = match[1]
+                self._ready.set()
+        self._ready.set()
+
+
+@contextmanager
+def serving(checkpoint: Path, *options: str) -> Iterator[Serving]:
+    command = [*REDIFF, "serve", "--model", str(checkpoint), "--port", "0", "--threads", "1"]
+    with subprocess.Popen(
+        [*command, *options], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        server = Serving(process, process.stderr)
+        try:
+            yield server
+        finally:
+            process.kill()
+            server.exit_status()
+
+
+@pytest.fixture(scope="module")
+def server(checkpoint: Path) -> Iterator[Serving]:
+    with serving(checkpoint, "--max-body-bytes", "100000", "--max-image-bytes", "50000") as server:
+        yield server
+
+
+def test_json_and_forms_get_the_same_caption(server: Serving) -> None:
+    by_json = httpx.post(f"{server.address}/caption", json=IMAGE, timeout=60)
+    by_form = httpx.post(
+        f"{server.address}/caption", files={"image": ("a.png", png(64, 48))}, timeout=60
+    )
+    assert by_json.status_code == by_form.status_code == 200
+    assert by_json.json()["caption"] == by_form.json()["caption"]
+    assert by_json.json()["model"] == "tiny"
+    assert by_json.json()["steps"] == 4
+    # Two rows of two patches, and a newline after each.
+    assert by_json.json()["usage"]["image_tokens"] > 1
+
+
+def test_chat_and_stream_work_over_the_wire(server: Serving) -> None:
+    url = f"data:image/png;base64,{IMAGE['image']['base64']}"
+    content = [{"type": "image_url", "image_url": {"url": url}}]
+    chat = {"messages": [{"role": "user", "content": content}], "stream": True}
+    answer = httpx.post(f"{server.address}/v1/chat/completions", json=chat, timeout=60)
+    assert answer.text.endswith("data: [DONE]\n\n")
+    events = httpx.post(f"{server.address}/caption", json=IMAGE | {"stream": True}, timeout=60).text
+    assert [line for line in events.splitlines() if line.startswith("event")] == [
+        *["event: step"] * 4,
+        "event: done",
+    ]
+
+
+def test_health_and_version_tell_what_runs(server: Serving) -> None:
+    assert httpx.get(f"{server.address}/health").json() == {"status": "ready"}
+    version = httpx.get(f"{server.address}/version").json()
+    assert (version["device"], version["dtype"]) == ("cpu", "float32")
+    assert version["canvas_length"] == 16
+
+
+def test_a_client_that_sends_all_of_a_large_body_still_reads_413(server: Serving) -> None:
+    host, port = server.address.removeprefix("http://").split(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=60)
+    connection.request("POST", "/caption", body=b"x" * 5_000_000)
+    answer = connection.getresponse()
+    assert answer.status == 413
+    assert json.loads(answer.read())["error"]["code"] == "body_too_large"
+    connection.close()
+    assert httpx.get(f"{server.address}/health").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"GET / HTTP/1.1\r\nx: " + b"a" * 8_000_000 + b"\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc",
+        b"POST /caption HTTP/1.1\r\nhost: a\r\ncontent-length: -5\r\n\r\n",
+        b"POST /caption HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nxx",
+        b"nonsense\r\n\r\n",
+    ],
+    ids=["huge header", "tls", "negative length", "two lengths", "nonsense"],
+)
+def test_what_is_no_http_does_not_hurt(server: Serving, raw: bytes) -> None:
+    host, port = server.address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        answer = b""
+        try:
+            connection.sendall(raw)
+            connection.shutdown(socket.SHUT_WR)
+            answer = connection.recv(100)
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+    assert answer == b"" or answer.startswith(b"HTTP/1.1 4")
+    assert httpx.get(f"{server.address}/health").status_code == 200
+
+
+def test_a_client_that_leaves_a_stream_frees_its_place(server: Serving) -> None:
+    body = IMAGE | {"stream": True, "sampling": LONG}
+    with httpx.stream("POST", f"{server.address}/caption", json=body, timeout=60) as answer:
+        next(answer.iter_lines())
+    for _ in range(100):
+        text = httpx.get(f"{server.address}/metrics").text
+        if "rediff_num_requests_running 0.0" in text:
+            break
+    assert 'rediff_requests_total{outcome="cancelled"} 1.0' in text
+    assert "rediff_num_requests_running 0.0" in text
+
+
+def test_sigterm_lets_the_running_end_and_exits_with_0(checkpoint: Path) -> None:
+    body = IMAGE | {"stream": True, "sampling": LONG}
+    with serving(checkpoint, "--drain-timeout", "120") as server:
+        address = server.address
+        with httpx.stream("POST", f"{address}/caption", json=body, timeout=120) as answer:
+            lines = answer.iter_lines()
+            assert next(lines) == "event: step"
+            server.process.send_signal(signal.SIGTERM)
+            while True:
+                ready = httpx.get(f"{address}/health/ready")
+                if ready.status_code == 503:
+                    break
+            assert ready.json()["error"]["code"] == "draining"
+            refused = httpx.post(f"{address}/caption", json=IMAGE)
+            assert refused.status_code == 503
+            assert refused.headers["retry-after"]
+            assert [line for line in lines if line.startswith("event")][-1] == "event: done"
+        assert server.exit_status() == 0
+        assert not any("Traceback" in line for line in server.lines)
+
+
+def test_after_the_grace_time_a_stream_gets_an_error_and_the_exit_status_is_0(
+    checkpoint: Path,
+) -> None:
+    body = IMAGE | {"stream": True, "sampling": {"canvas_length": 1024, "steps": 1024}}
+    with serving(checkpoint, "--drain-timeout", "0.01") as server:
+        with httpx.stream("POST", f"{server.address}/caption", json=body, timeout=120) as answer:
+            lines = answer.iter_lines()
+            assert next(lines) == "event: step"
+            server.process.send_signal(signal.SIGTERM)
+            assert [line for line in lines if line.startswith("event")][-1] == "event: error"
+        assert server.exit_status() == 0
+
+
+def test_a_start_that_cannot_succeed_is_one_line(checkpoint: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for options, message in (
+            (["--port", port], f"rediff: cannot listen on 127.0.0.1 port {port}: Address"),
+            (["--port", "70000"], "rediff: port: "),
+            (["--port", "0", "--model", str(tmp_path)], f"rediff: {tmp_path} holds no config"),
+        ):
+            done = subprocess.run(
+                [*REDIFF, "serve", "--model", str(checkpoint), *options],
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                timeout=120,
+                check=False,
+            )
+            assert done.returncode == 1
+            assert done.stderr.startswith(message)
+            assert done.stderr.count("\n") == 1
+            assert done.stdout == ""

@@ -1,0 +1,127 @@
+"""Training canvases: what is masked, replaced and weighed, and that a step repeats exactly."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from training.scenes.atlas import Atlas
+from training.scenes.canvases import (
+    END_SLOT,
+    MASKED,
+    PAIR,
+    REPLACED,
+    CanvasBuilder,
+    Canvases,
+    Mix,
+)
+from training.scenes.grammar import compose
+from training.scenes.sample import sample_scene
+from training.scenes.tokenizer import SPECIAL_TOKENS, train_tokenizer
+
+MASK_ID, STOP_ID = 2, 5
+ATLAS = Atlas.load()
+SCENES = [sample_scene(seed, ATLAS) for seed in range(48)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    rng = np.random.default_rng(0)
+    return train_tokenizer([compose(scene, rng).text for scene in SCENES], ATLAS.names, 820)
+
+
+@pytest.fixture(scope="module")
+def builder(tokenizer: Tokenizer) -> CanvasBuilder:
+    return CanvasBuilder(
+        tokenizer,
+        ATLAS.names,
+        length=128,
+        mask_id=MASK_ID,
+        stop_id=STOP_ID,
+        special_ids=len(SPECIAL_TOKENS),
+    )
+
+
+def build(builder: CanvasBuilder, mix: Mix, seed: int = 0) -> Canvases:
+    return builder.build(SCENES, 2, mix, np.random.default_rng(seed))
+
+
+def test_the_same_seed_gives_the_same_canvases(builder: CanvasBuilder) -> None:
+    mix = Mix(replace=0.4, pair=0.2, clean_weight=0.1)
+    first, again, other = build(builder, mix), build(builder, mix), build(builder, mix, seed=1)
+    assert np.array_equal(first.inputs_NC, again.inputs_NC)
+    assert np.array_equal(first.weights_NC, again.weights_NC)
+    assert not np.array_equal(first.inputs_NC, other.inputs_NC)
+
+
+def test_targets_are_captions_that_end_in_stop_tokens(
+    builder: CanvasBuilder, tokenizer: Tokenizer
+) -> None:
+    canvases = build(builder, Mix())
+    for targets_C, slots_C in zip(canvases.targets_NC, canvases.slots_NC, strict=True):
+        words = slots_C != END_SLOT
+        assert (targets_C[~words] == STOP_ID).all()
+        assert (~words).any()
+        text = tokenizer.decode(targets_C[words].tolist())
+        assert text.endswith(".")
+    first, second = canvases.targets_NC[:2]
+    assert not np.array_equal(first, second), "two wordings of one scene are the same"
+
+
+def test_without_corruption_only_masked_positions_differ_and_weigh(builder: CanvasBuilder) -> None:
+    canvases = build(builder, Mix())
+    masked_NC = canvases.parts_NC == MASKED
+    assert (canvases.inputs_NC[masked_NC] == MASK_ID).all()
+    assert np.array_equal(canvases.inputs_NC[~masked_NC], canvases.targets_NC[~masked_NC])
+    assert (canvases.weights_NC[masked_NC] > 0).all()
+    assert (canvases.weights_NC[~masked_NC] == 0).all()
+
+
+def test_content_and_end_tokens_have_their_weights(builder: CanvasBuilder) -> None:
+    mix = Mix(content_weight=3.0, end_weight=0.15, slot_masked=0.0)
+    canvases = build(builder, mix)
+    masked_NC = canvases.parts_NC == MASKED
+    for weights_C, slots_C, masked_C in zip(
+        canvases.weights_NC, canvases.slots_NC, masked_NC, strict=True
+    ):
+        unit = 1 / max(masked_C.mean(), 0.3)
+        for chosen_C, expected in (
+            (slots_C > 0, 3.0),
+            (slots_C == 0, 1.0),
+            (slots_C == END_SLOT, 0.15),
+        ):
+            assert weights_C[chosen_C & masked_C] == pytest.approx(expected * unit, rel=1e-5)
+
+
+def test_pairs_are_unmasked_captions_with_few_wrong_tokens(builder: CanvasBuilder) -> None:
+    canvases = build(builder, Mix(pair=1.0))
+    wrong_NC = canvases.parts_NC == PAIR
+    assert not (canvases.parts_NC == MASKED).all(axis=1).any()
+    made_N = wrong_NC.any(axis=1)
+    assert made_N.mean() > 0.9
+    assert (canvases.inputs_NC[made_N] != MASK_ID).all()
+    assert wrong_NC[made_N].sum(axis=1).max() <= 12
+    assert (canvases.inputs_NC[wrong_NC] != canvases.targets_NC[wrong_NC]).all()
+    assert (canvases.weights_NC[made_N] > 0).sum() == wrong_NC.sum()
+
+
+def test_replacements_are_visible_words_at_about_the_rate_asked(builder: CanvasBuilder) -> None:
+    mix = Mix(replace=1.0, replace_low=0.1, replace_high=0.1, clean_weight=0.1)
+    canvases = build(builder, mix)
+    replaced_NC = canvases.parts_NC == REPLACED
+    visible_NC = canvases.parts_NC != MASKED
+    assert (canvases.inputs_NC[replaced_NC] != canvases.targets_NC[replaced_NC]).all()
+    assert (canvases.inputs_NC[replaced_NC] != MASK_ID).all()
+    assert 0.05 < replaced_NC.sum() / visible_NC.sum() < 0.1
+    assert canvases.inputs_NC[replaced_NC].min() >= len(SPECIAL_TOKENS) - 1
+    assert (canvases.weights_NC > 0).all()
+
+
+def test_a_caption_longer_than_the_canvas_keeps_a_stop_token(tokenizer: Tokenizer) -> None:
+    short = CanvasBuilder(
+        tokenizer, ATLAS.names, length=20, mask_id=MASK_ID, stop_id=STOP_ID, special_ids=6
+    )
+    canvases = short.build(SCENES[:4], 2, replace(Mix(), pair=0.5), np.random.default_rng(0))
+    assert canvases.targets_NC.shape == (8, 20)
+    assert (canvases.targets_NC[:, -1] == STOP_ID).all()

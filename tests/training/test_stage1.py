@@ -1,0 +1,139 @@
+"""Stage I on scenes, at a size that trains in seconds, through the code that trains the real one."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from rediff_model.config import VisionConfig
+from rediff_model.efficientnet import FEATURE_CHANNELS, STRIDE, EfficientNetTower
+from rediff_model.model import Captioner
+from rediff_model.sampler import generate
+from rediff_model.settings import SamplerSettings
+from training.config import SceneTraining, TrainConfigError
+from training.scenes.canvases import Mix
+from training.scenes.features import load_or_build
+from training.scenes.objective import SceneBatch, slot_accuracy
+from training.stage1 import SceneRun, prepare, run
+
+
+@pytest.fixture(scope="module")
+def tower_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tower with random weights: what it sees is arbitrary but fixed."""
+    torch.manual_seed(0)
+    tower = EfficientNetTower(
+        VisionConfig(
+            tower="efficientnet_lite0",
+            image_size=6 * STRIDE,
+            patch_size=STRIDE,
+            hidden_size=FEATURE_CHANNELS,
+        )
+    )
+    path = tmp_path_factory.mktemp("tower") / "tower.safetensors"
+    save_file({name: value.contiguous() for name, value in tower.state_dict().items()}, path)
+    return path
+
+
+def tiny(tower: Path, **changes: object) -> SceneTraining:
+    values = {
+        "tower": tower,
+        "model": {"hidden_size": 32, "intermediate_size": 64, "layers": 1, "heads": 2},
+        "data": {"scenes": 4, "validation_scenes": 2},
+        "pictures": 2,
+        "align_steps": 4,
+        "phases": [{"steps": 6}, {"steps": 6, "replace": 0.4, "pair": 0.2, "clean_weight": 0.1}],
+        "evaluate_every": 6,
+        "save_every": 6,
+        "precision": "no",
+    }
+    return SceneTraining.model_validate(values | changes)
+
+
+@pytest.fixture(scope="module")
+def scene_run(tower_file: Path, tmp_path_factory: pytest.TempPathFactory) -> SceneRun:
+    return prepare(tiny(tower_file), tmp_path_factory.mktemp("run"))
+
+
+def scene_batch(scene_run: SceneRun, folder: Path) -> SceneBatch:
+    features = load_or_build("train", 0, 4, scene_run.atlas, scene_run.model, folder)
+    canvases = scene_run.canvases.build(features.scenes, 2, Mix(), np.random.default_rng(0))
+    return SceneBatch.of(features.rows(np.arange(4)), canvases)
+
+
+def test_a_run_ends_in_a_checkpoint_that_captions(tower_file: Path, tmp_path: Path) -> None:
+    checkpoint = run(tiny(tower_file), tmp_path / "run")
+    captioner = Captioner.load(checkpoint)
+    features = torch.zeros(37, 32)
+    settings = SamplerSettings(tokens_per_step=32)
+    [made] = generate(
+        captioner.model, [captioner.prompt(features)], [settings], captioner.token_ids
+    )
+    assert made.steps >= 1
+    assert isinstance(captioner.decode(made.ids), str)
+    log = (tmp_path / "run" / "captions" / "log.jsonl").read_text().splitlines()
+    assert any("slot_mean" in json.loads(line) for line in log)
+
+
+def test_training_logits_are_those_of_the_sampler(scene_run: SceneRun, tmp_path: Path) -> None:
+    """The objective runs prompt and canvas apart; the whole sequence at once says the same."""
+    batch = scene_batch(scene_run, tmp_path)
+    for name, value in scene_run.model.named_parameters():
+        if name.endswith(("o_proj.weight", "down_proj.weight", "lm_head.weight")):
+            nn.init.normal_(value, std=0.3)
+    with torch.no_grad():
+        logits_TV = scene_run.objective.logits(batch.features_BPF, batch.inputs_NC)
+        changed = batch.inputs_NC.clone()
+        changed[1] = scene_run.model_config.stop_token_id
+        other_TV = scene_run.objective.logits(batch.features_BPF, changed)
+    first_TV, other_first_TV = logits_TV[:128], other_TV[:128]
+    torch.testing.assert_close(first_TV, other_first_TV)
+    assert not torch.allclose(logits_TV[128:256], other_TV[128:256])
+
+
+def test_slot_accuracy_counts_what_is_right(scene_run: SceneRun, tmp_path: Path) -> None:
+    batch = scene_batch(scene_run, tmp_path)
+    result = slot_accuracy(scene_run.objective, batch, scene_run.model_config.mask_token_id)
+    assert {"slot_name", "slot_colour", "slot_relation", "slot_mean"} <= result.keys()
+    assert all(0 <= value <= 1 for name, value in result.items() if name.startswith("slot_"))
+
+
+def test_cached_features_survive_an_interrupted_build(scene_run: SceneRun, tmp_path: Path) -> None:
+    whole = load_or_build("train", 0, 4, scene_run.atlas, scene_run.model, tmp_path)
+    expected = whole.features_NPF.copy()
+    [progress] = tmp_path.glob("*.json")
+    progress.write_text(json.dumps({"done": 2}))
+    again = load_or_build("train", 0, 4, scene_run.atlas, scene_run.model, tmp_path)
+    # Pictures 2 and 3 were computed again, in a batch of another size.
+    np.testing.assert_allclose(again.features_NPF, expected, atol=0.05)
+    assert json.loads(progress.read_text())["done"] == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("tower: x\nphases: []", "phases"),
+        ("tower: x\nphases: [{steps: 5, replace: 1.5}]", "phases.0.replace"),
+        ("tower: x\nphases: [{steps: 5}]\nlearning: 3", "learning"),
+        ("[1, 2]", "must hold a mapping"),
+        ("tower: [", "is not YAML"),
+    ],
+)
+def test_a_wrong_configuration_is_named(tmp_path: Path, text: str, fault: str) -> None:
+    path = tmp_path / "train.yaml"
+    path.write_text(text)
+    with pytest.raises(TrainConfigError, match=fault):
+        SceneTraining.read(path)
+
+
+def test_overrides_replace_single_values(tmp_path: Path) -> None:
+    path = tmp_path / "train.yaml"
+    path.write_text("tower: x\nphases: [{steps: 5}]\ndata: {scenes: 7}")
+    config = SceneTraining.read(path, ["data.scenes=9", "optimiser.muon=0.01"])
+    assert (config.data.scenes, config.optimiser.muon) == (9, 0.01)
+    assert (config.phase_at(4).steps, config.phase_at(99).steps) == (5, 5)
+    with pytest.raises(TrainConfigError, match="key=value"):
+        SceneTraining.read(path, ["data.scenes"])
