@@ -71,7 +71,7 @@ def select_tokens(
     logits_TV.sub_(shift_T[:, None])
     own_T1 = logits_TV.gather(1, ids_T[:, None])
     relative_TV = logits_TV.clamp_(min=NEGLIGIBLE)
-    weights_TV = relative_TV.exp()
+    weights_TV = relative_TV.exp() if entropy else relative_TV.exp_()
     others_T = weights_TV.scatter_(1, ids_T[:, None], 0.0).sum(dim=1)
     log_odds_T = own_T1[:, 0] - others_T.log()
     total_T = others_T + own_T1[:, 0].exp()
@@ -108,7 +108,8 @@ def refine_canvas(
     count_B = _scheduled(plan, canvas, (masked_BC & in_block_BC).sum(dim=1))
     revealed_BC = first_k(score_BC, candidate_BC, count_B)
 
-    refining_B = plan.refine_B & (canvas.step_B >= plan.refine_from_B)
+    begun_B = (canvas.step_B >= plan.refine_from_B) | (canvas.polish_B & ~plan.official_B)
+    refining_B = plan.refine_B & begun_B
     known_BC = ~masked_BC & in_block_BC & refining_B[:, None] & running_B1
     fraction_B = (known_BC.sum(dim=1) * plan.refine_fraction_B).floor()
     part_BC = first_k(score_BC, known_BC & open_BC, fraction_B)
@@ -151,7 +152,7 @@ def enter_block(plan: Plan, canvas: Canvas, leaving_B: Tensor) -> Canvas:
     """Move the canvases of `leaving_B` to their next block that has work, or finish them.
 
     A block has work if it holds a mask before the stop. By default a block that is complete
-    when it is reached, which only a draft makes possible, is refined too.
+    when it is reached, which only a draft makes possible, is refined too, from its first step.
     """
     position_C = torch.arange(canvas.ids_BC.shape[1], device=canvas.ids_BC.device)
     masked_BC = (canvas.ids_BC == plan.mask_id) & (position_C < plan.length_B[:, None])

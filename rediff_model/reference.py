@@ -99,7 +99,8 @@ def _denoise_block(
     begin, end = block * settings.block, (block + 1) * settings.block
     in_block = range(first + begin, first + end)
     masks_at_start = int(run.masked()[in_block].sum())
-    complete_at_start = not run.masked()[first + begin : first + min(run.stop, end)].any()
+    complete = not run.masked()[first + begin : first + min(run.stop, end)].any()
+    polish = complete and settings.refines and not official
     seen = {run.canvas()}
     settled = False
 
@@ -111,10 +112,8 @@ def _denoise_block(
             stop_reached = run.stop < length and not masked_C[: run.stop].any()
             if stop_reached or not masked_C[begin:end].any():
                 return
-        elif not masked_C[begin : min(run.stop, end)].any():
-            polishing = settings.refine and complete_at_start and not settled
-            if not polishing:
-                return
+        elif not masked_C[begin : min(run.stop, end)].any() and (settled or not polish):
+            return
 
         predicted_N, chance_N, score_N = run.predict(masked_N)
 
@@ -129,7 +128,7 @@ def _denoise_block(
         revealed = _best((row for row in range(first + bound) if masked[row]), score, count)
 
         revised: list[int] = []
-        if settings.refine and step >= settings.refine_from:
+        if step >= settings.refine_from or polish:
             revised = [row for row in in_block if not masked[row]]
             fraction = settings.refine_fraction or 1.0
             if fraction < 1:

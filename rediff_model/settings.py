@@ -66,7 +66,8 @@ class SamplerSettings:
     remasking: Remasking = "low_confidence"
     """What is revealed first: the most confident positions, or random ones."""
     draft: tuple[int, ...] | None = None
-    """Ids to start from; mask ids in it, and positions beyond it, are to be filled."""
+    """Ids to start from; mask ids in it, and positions beyond it, are to be filled. With a stop at
+    its end it is a complete caption, which `refine` revises until nothing changes."""
     stop: tuple[tuple[int, ...], ...] | None = None
     """Id sequences that end the caption; None is the model's stop token, () is no stop."""
     suffix: tuple[int, ...] = ()
@@ -147,6 +148,11 @@ class SamplerSettings:
         if not self.refine:
             return self.steps_per_block
         return self.steps_per_block - math.ceil(self.steps_per_block * self.refine_start)
+
+    @property
+    def refines(self) -> bool:
+        """Whether any step refines."""
+        return self.refine_from < self.steps_per_block
 
     def stops(self, ids: TokenIds) -> tuple[tuple[int, ...], ...]:
         """The stop sequences in force."""

@@ -159,7 +159,7 @@ def _plan(settings: Sequence[SamplerSettings], ids: TokenIds, device: torch.devi
         block_length_B=whole([one.block for one in settings]),
         blocks_B=whole([one.blocks for one in settings]),
         steps_B=whole([one.steps_per_block for one in settings]),
-        refine_B=torch.tensor([one.refine for one in settings]).to(device),
+        refine_B=torch.tensor([one.refines for one in settings]).to(device),
         refine_from_B=whole([one.refine_from for one in settings]),
         refine_fraction_B=torch.tensor(
             [one.refine_fraction or 1.0 for one in settings], dtype=torch.float64

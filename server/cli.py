@@ -63,7 +63,7 @@ Model = Annotated[
     str | None, _setting("the embedded checkpoint", "Checkpoint folder or hub id.", "model")
 ]
 Revision = Annotated[
-    str | None, _setting("the newest", "Branch, tag or commit on the hub.", "revision")
+    str | None, _setting("newest", "Branch, tag or commit on the hub.", "revision")
 ]
 Device = Annotated[str | None, _setting("auto", "auto, cpu, cuda or cuda:N.", "device")]
 Dtype = Annotated[str | None, _setting("auto", "auto, float32, bfloat16 or float16.", "dtype")]

@@ -63,6 +63,9 @@ class Optimiser(Strict):
 
     muon: float = Field(0.02, gt=0)
     adamw: float = Field(3e-3, gt=0)
+    projector: float = Field(3e-4, gt=0)
+    """AdamW on the projector: at the rate of the embeddings it forgets its alignment, its output
+    grows a hundredfold, and names are not learnt."""
     weight_decay: float = Field(0.01, ge=0)
 
 

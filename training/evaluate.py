@@ -6,13 +6,19 @@ Shape suffixes: P prompt rows, D hidden size.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
 
 from rediff_model.sampler import generate
+from rediff_model.settings import SamplerSettings
+from training.scenes.atlas import default_names
+from training.scenes.export import SEED_STRIDE, annotation
+from training.scenes.grammar import compose
 from training.scenes.render import render
+from training.scenes.sample import sample_scene
 from training.scenes.score import score, summarise
 
 if TYPE_CHECKING:
@@ -23,7 +29,6 @@ if TYPE_CHECKING:
 
     from rediff_model.generation import Generation
     from rediff_model.model import Captioner
-    from rediff_model.settings import SamplerSettings
     from training.scenes.atlas import Atlas
     from training.scenes.graph import Scene
 
@@ -89,31 +94,56 @@ def evaluate(
     )
 
 
-def sweep(
+def evaluate_split(
     captioner: Captioner,
-    scenes: Sequence[Scene],
-    prompts: Sequence[Tensor],
-    names: Sequence[str],
-    settings: SamplerSettings,
+    split: str,
+    seed: int,
+    count: int,
+    atlas: Atlas,
     tokens_per_step: Sequence[int],
     refine: Sequence[bool],
-) -> list[Row]:
-    """One row for every tokens per step with refining on and off as asked."""
-    return [
+    on_captions: Callable[[int], None] | None = None,
+) -> tuple[list[Row], list[Scene]]:
+    """One row a way of decoding, on the scenes that `rediff data scenes` writes for the seed.
+
+    Raises:
+        ValueError: an unknown split, a count below 1, or no way of decoding.
+    """
+    if count < 1:
+        raise ValueError(f"the number of scenes must be 1 or more, got {count}")
+    if not tokens_per_step or not refine:
+        raise ValueError("no tokens per step or no refine setting to evaluate with")
+    first = seed * SEED_STRIDE
+    scenes = [sample_scene(first + index, atlas, split=split) for index in range(count)]
+    prompts = scene_prompts(captioner, scenes, atlas)
+    names = default_names()
+    rows = [
         evaluate(
             captioner,
             scenes,
             prompts,
             names,
-            replace(settings, tokens_per_step=tokens, refine=revise),
+            SamplerSettings(
+                canvas_length=captioner.config.canvas_length,
+                tokens_per_step=tokens,
+                refine=revise,
+            ),
+            on_captions,
         )
         for tokens in tokens_per_step
         for revise in refine
     ]
+    return rows, scenes
 
 
-def write_captions(path: Path, rows: Sequence[Row], annotations: Sequence[dict[str, Any]]) -> None:
+def write_captions(path: Path, rows: Sequence[Row], scenes: Sequence[Scene], split: str) -> None:
     """One JSON line a caption, with its annotation, so that anyone can score it again."""
+    annotations = [
+        annotation(
+            scene, f"{index:06d}.png", compose(scene, np.random.default_rng(scene.seed)).text, split
+        )
+        for index, scene in enumerate(scenes)
+    ]
     with path.open("w", encoding="utf-8") as file:
         for row in rows:
             for annotation, caption in zip(annotations, row.captions, strict=True):

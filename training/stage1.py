@@ -271,14 +271,19 @@ def mix_of(phase: Phase) -> Mix:
 def optimizers(scene_run: SceneRun) -> list[Optimizer]:
     """Muon (Jordan et al. 2024) for the layers' matrices, AdamW for the rest."""
     rates = scene_run.config.optimiser
-    named = [(name, value) for name, value in scene_run.model.named_parameters()]
-    trained = [(name, value) for name, value in named if value.requires_grad]
+    trained = [
+        (name, value) for name, value in scene_run.model.named_parameters() if value.requires_grad
+    ]
     matrices = [value for name, value in trained if ".layers." in name and value.ndim == 2]
-    others = [value for name, value in trained if not (".layers." in name and value.ndim == 2)]
+    projector = [value for name, value in trained if "mm_projector" in name]
+    apart = {id(value) for value in (*matrices, *projector)}
+    others = [value for _, value in trained if id(value) not in apart]
     return [
         torch.optim.Muon(matrices, lr=rates.muon, weight_decay=rates.weight_decay),
         torch.optim.AdamW(
-            others, lr=rates.adamw, betas=(0.9, 0.98), weight_decay=rates.weight_decay
+            [{"params": others, "lr": rates.adamw}, {"params": projector, "lr": rates.projector}],
+            betas=(0.9, 0.98),
+            weight_decay=rates.weight_decay,
         ),
     ]
 

@@ -10,8 +10,9 @@ from torch.nn import functional
 
 from rediff_model.config import ConfigError, VisionConfig
 from rediff_model.efficientnet import (
+    DEEP_CHANNELS,
     FEATURE_CHANNELS,
-    HEAD_CHANNELS,
+    LIMIT,
     POSITION_CHANNELS,
     TRUNK_CHANNELS,
     EfficientNetTower,
@@ -20,7 +21,7 @@ from rediff_model.efficientnet import (
 from rediff_model.vision import SiglipTower, build_tower
 from scripts.convert_efficientnet import BATCH_NORM_EPS, load_published, measure, tower_config
 
-SIDE = 64
+SIDE = 128
 TINY_SIGLIP = VisionConfig(
     image_size=28,
     patch_size=14,
@@ -60,7 +61,7 @@ class Published:
                 self._convolution(f"{prefix}_depthwise_conv", f"{prefix}_bn1", 1, wide, kernel)
                 self._convolution(f"{prefix}_project_conv", f"{prefix}_bn2", wide, outputs, 1)
                 self.blocks.append((kernel, stride if repeat == 0 else 1, source, outputs))
-        self._convolution("_conv_head", "_bn1", 320, HEAD_CHANNELS, 1)
+        self._convolution("_conv_head", "_bn1", 320, 1280, 1)
 
     def _convolution(self, name: str, norm: str, inputs: int, outputs: int, kernel: int) -> None:
         scale = (inputs * kernel**2) ** -0.5
@@ -107,8 +108,7 @@ class Published:
             if stride == 1 and inputs == outputs:
                 values = values + before
             after[number] = values
-        head = functional.relu6(self._apply(values, "_conv_head", "_bn1"))
-        return {"stride8": after[4], "stride16": after[10], "stride32": after[15], "head": head}
+        return {"stride8": after[4], "stride16": after[10], "stride32": after[15]}
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def test_folded_trunk_equals_the_published_network(
     assert maps.keys() == expected.keys()
     for name, values in maps.items():
         torch.testing.assert_close(values, expected[name], atol=1e-4, rtol=1e-4, msg=name)
-    assert 0.01 < maps["head"].std() < 6
+    assert 0.01 < maps["stride32"].std() < 6
 
 
 def test_conversion_names_what_is_left_over_or_missing(published: Published) -> None:
@@ -161,6 +161,7 @@ def test_measured_statistics_standardise_the_features(
         features = tower(tower.normalise(pictures))[..., :TRUNK_CHANNELS]
     assert features.mean(dim=(0, 1)).abs().max() < 1e-3
     deviation = features.std(dim=(0, 1), correction=0)
+    assert features.abs().max() <= LIMIT
     assert deviation.max() < 1.001
     assert deviation.median() == pytest.approx(1, abs=1e-3)
 
@@ -176,9 +177,11 @@ def test_features_hold_each_cells_channels_in_reading_order(
     assert features.shape == (2, cells**2, FEATURE_CHANNELS)
     row, column = 1, 0
     cell = features[1, row * cells + column]
-    torch.testing.assert_close(cell[:HEAD_CHANNELS], maps["head"][1, :, row, column])
-    finer = maps["stride16"][1, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
-    torch.testing.assert_close(cell[HEAD_CHANNELS:TRUNK_CHANNELS], finer.flatten())
+    window = (1, slice(None), slice(2 * row, 2 * row + 2), slice(2 * column, 2 * column + 2))
+    middle = maps["stride16"].unflatten(3, (-1, 2)).mean(4).unflatten(2, (-1, 2)).mean(3)
+    expected = torch.cat((maps["stride32"][window].flatten(), middle[window].flatten()))
+    assert len(maps["stride32"][window].flatten()) == 4 * DEEP_CHANNELS
+    torch.testing.assert_close(cell[:TRUNK_CHANNELS], expected.clamp(-LIMIT, LIMIT))
     torch.testing.assert_close(
         cell[-POSITION_CHANNELS:], position_code(cells)[row * cells + column]
     )
@@ -199,7 +202,7 @@ def test_position_code_is_linear_in_the_row_and_the_column_of_each_cell() -> Non
     ("name", "value"), [("image_size", 100), ("patch_size", 16), ("hidden_size", 1280)]
 )
 def test_efficientnet_names_a_size_that_it_cannot_have(name: str, value: int) -> None:
-    sizes = {"image_size": 96, "patch_size": 32, "hidden_size": FEATURE_CHANNELS} | {name: value}
+    sizes = {"image_size": 128, "patch_size": 64, "hidden_size": FEATURE_CHANNELS} | {name: value}
     with pytest.raises(ConfigError, match=rf"got {name} {value}"):
         build_tower(VisionConfig(tower="efficientnet_lite0", **sizes))
 

@@ -7,8 +7,7 @@ import json
 from typing import Any
 
 import pytest
-
-from tests.server.fakes import DEFAULT_CAPTION, Call, png, running
+from server_fakes import DEFAULT_CAPTION, Call, png, running
 
 pytestmark = pytest.mark.anyio
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from server_fakes import Call, FakeRunner, png, running
 
 from server.api.app import create_app
 from server.metrics import Metrics
 from server.service import Service
 from server.settings import Settings
-from tests.server.fakes import Call, FakeRunner, png, running
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -1,0 +1,83 @@
+"""Sampler settings: what they mean in steps, and which are refused."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from rediff_model.config import ModelConfig
+from rediff_model.settings import PRESETS, SamplerSettings, SettingsError, TokenIds
+
+
+@pytest.mark.parametrize(
+    ("fields", "blocks", "steps_per_block"),
+    [
+        ({}, 1, 32),
+        ({"tokens_per_step": 1}, 1, 128),
+        ({"tokens_per_step": 3}, 1, 43),
+        ({"tokens_per_step": 500}, 1, 1),
+        ({"steps": 16}, 1, 16),
+        ({"block_length": 32}, 4, 8),
+        ({"block_length": 32, "tokens_per_step": 5}, 4, 7),
+        ({"block_length": 32, "steps": 64}, 4, 16),
+        ({"canvas_length": 10, "block_length": 5, "steps": 2}, 2, 1),
+    ],
+)
+def test_blocks_and_steps(fields: dict[str, Any], blocks: int, steps_per_block: int) -> None:
+    settings = SamplerSettings(**fields)
+    assert (settings.blocks, settings.steps_per_block) == (blocks, steps_per_block)
+    assert settings.planned_steps == blocks * steps_per_block
+
+
+@pytest.mark.parametrize(
+    ("start", "steps", "first"),
+    [(1.0, 10, 0), (0.5, 10, 5), (0.0, 10, 10), (0.3, 10, 7), (0.28, 25, 17), (0.5, 5, 2)],
+)
+def test_refine_start_is_a_last_part_of_the_steps(start: float, steps: int, first: int) -> None:
+    # 0.28 of 25 is 7.000000000000001, which the official ceiling takes to 8.
+    assert SamplerSettings(steps=steps, refine_start=start).refine_from == first
+    assert SamplerSettings(steps=steps, refine_start=start, refine=False).refine_from == steps
+    assert SamplerSettings(steps=steps, refine_start=start).refines == (start > 0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"canvas_length": 0}, "canvas_length must be 1 or more, got 0"),
+        ({"block_length": -4}, "block_length must be 1 or more, got -4"),
+        ({"block_length": 48}, "block_length 48 does not divide canvas_length 128"),
+        ({"tokens_per_step": 0}, "tokens_per_step must be 1 or more, got 0"),
+        ({"steps": 0}, "steps must be 1 or more, got 0"),
+        ({"steps": 8, "tokens_per_step": 4}, "steps 8 and tokens_per_step 4 exclude each other"),
+        ({"steps": 7, "block_length": 64}, "steps 7 is no multiple of 2 blocks"),
+        ({"temperature": -0.1}, "temperature must be 0 or more, got -0.1"),
+        ({"temperature": math.nan}, "temperature must be 0 or more, got nan"),
+        ({"cfg_scale": math.inf}, "cfg_scale must be 0 or more, got inf"),
+        ({"refine_fraction": 1.5}, "refine_fraction must lie in 0 to 1, got 1.5"),
+        ({"refine_start": math.nan}, "refine_start must lie in 0 to 1, got nan"),
+        ({"seed": -1}, "seed must lie in 0 to 2^63 - 1, got -1"),
+        ({"seed": 2**63}, "seed must lie in 0 to 2^63 - 1, got 9223372036854775808"),
+        ({"remasking": "entropy"}, "remasking must be one of .*, got 'entropy'"),
+        ({"compat": "old"}, "compat must be one of .*, got 'old'"),
+        ({"canvas_length": 2, "draft": (1, 2, 3)}, "draft has 3 tokens, canvas_length is 2"),
+        ({"stop": ((1,), ())}, "stop must not hold an empty sequence"),
+    ],
+)
+def test_refused_values_are_named(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message.replace("^", r"\^")):
+        SamplerSettings(**fields)
+
+
+def test_stop_defaults_to_the_model_s() -> None:
+    ids = TokenIds.from_config(ModelConfig())
+    assert SamplerSettings().stops(ids) == ((126348,),)
+    assert SamplerSettings(stop=()).stops(ids) == ()
+    assert SamplerSettings(stop=((1, 2),)).stops(ids) == ((1, 2),)
+
+
+def test_presets() -> None:
+    assert PRESETS["rediff"] == SamplerSettings(tokens_per_step=None)
+    assert PRESETS["rediff"].steps_per_block == 32
+    assert not PRESETS["mask"].refine

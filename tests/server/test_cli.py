@@ -1,0 +1,199 @@
+"""The command line: captions of files, scenes, and errors in one line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from server_fakes import DEFAULT_CAPTION, FakeRunner, png
+
+from server import __version__, cli
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def runner(monkeypatch: pytest.MonkeyPatch) -> FakeRunner:
+    fake = FakeRunner()
+    monkeypatch.setattr(cli, "_load", lambda settings: fake)
+    return fake
+
+
+def rediff(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
+    """Run the command and return its exit status."""
+    monkeypatch.setattr(sys, "argv", ["rediff", *map(str, arguments)])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[Path]:
+    paths = [tmp_path / f"{name}.png" for name in "abc"]
+    for path in paths:
+        path.write_bytes(png())
+    return paths
+
+
+@pytest.fixture(autouse=True)
+def _waiting_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    # `main` sets it for the process, which here is that of all tests.
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def test_one_file_prints_its_caption(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    runner: FakeRunner,
+    pictures: list[Path],
+) -> None:
+    assert rediff(monkeypatch, "caption", pictures[0]) == 0
+    assert capsys.readouterr().out == f"{DEFAULT_CAPTION}\n"
+
+
+def test_several_files_are_named_batched_and_a_bad_one_does_not_stop_them(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    runner: FakeRunner,
+    pictures: list[Path],
+) -> None:
+    pictures[1].write_bytes(b"text")
+    missing = pictures[0].with_name("missing.png")
+    files = [*pictures, missing, pictures[0].parent]
+    assert rediff(monkeypatch, "caption", *files, "--prompt", "a pear", "--max-batch", "2") == 1
+    out, err = capsys.readouterr()
+    assert out == f"{pictures[0]}: a pear\n{pictures[2]}: a pear\n"
+    assert err.splitlines() == [
+        f"rediff: {pictures[1]}: the image must be one of JPEG, PNG, WEBP",
+        f"rediff: {missing}: No such file or directory",
+        f"rediff: {pictures[0].parent}: Is a directory",
+    ]
+    assert runner.starts == [["a pear"], ["a pear"]]
+
+
+def test_the_same_file_twice_is_captioned_twice(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    runner: FakeRunner,
+    pictures: list[Path],
+) -> None:
+    assert rediff(monkeypatch, "caption", pictures[0], pictures[0]) == 0
+    assert capsys.readouterr().out.count(DEFAULT_CAPTION) == 2
+
+
+def test_json_is_an_object_a_file(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    runner: FakeRunner,
+    pictures: list[Path],
+) -> None:
+    pictures[1].write_bytes(b"")
+    options = ("--json", "--tokens-per-step", "2")
+    assert rediff(monkeypatch, "caption", *pictures[:2], *options) == 1
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == [
+        {
+            "file": str(pictures[0]),
+            "caption": DEFAULT_CAPTION,
+            "finish_reason": "stop",
+            "steps": 4,
+            "revisions": 1,
+        },
+        {"file": str(pictures[1]), "error": "the image is empty"},
+    ]
+
+
+def test_options_come_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    runner: FakeRunner,
+    pictures: list[Path],
+) -> None:
+    monkeypatch.setenv("REDIFF_STEPS", "1")
+    monkeypatch.setenv("REDIFF_JSON", "1")
+    monkeypatch.setenv("REDIFF_MAX_IMAGE_PIXELS", "10")
+    assert rediff(monkeypatch, "caption", pictures[0]) == 1
+    assert "above the limit of 10" in json.loads(capsys.readouterr().out)["error"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        ([], 2, "Missing command"),
+        (["wash"], 2, "No such command"),
+        (["caption"], 2, "Missing argument"),
+        (["caption", "x.png", "--steps", "many"], 2, "'--steps'"),
+        (["caption", "x.png", "--steps", "0"], 1, "steps: "),
+        (["caption", "x.png", "--preset", "best"], 1, "preset: "),
+        (["caption", "x.png", "--steps", "4", "--tokens-per-step", "4"], 1, "exclude each other"),
+        (["caption", "x.png", "--device", "gpu"], 1, "device: "),
+        (["serve", "--port", "x"], 1, "port: "),
+        (["serve", "--colour", "x"], 2, "No such option"),
+        (["data", "scenes"], 2, "Missing option"),
+    ],
+)
+def test_wrong_use_is_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    status: int,
+    message: str,
+) -> None:
+    def load(settings: object) -> FakeRunner:
+        raise AssertionError("the model must not be loaded for a wrong option")
+
+    monkeypatch.setattr(cli, "_load", load)
+    assert rediff(monkeypatch, *arguments) == status
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("rediff: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_model_that_cannot_be_loaded_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert rediff(monkeypatch, "caption", "x.png", "--model", tmp_path / "none") == 1
+    assert capsys.readouterr().err == f"rediff: no checkpoint folder at {tmp_path / 'none'}\n"
+
+
+def test_scenes_are_written(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    arguments = ("data", "scenes", "--n", "2", "--split", "test", "--seed", "5")
+    assert rediff(monkeypatch, *arguments, "--out", tmp_path / "a") == 0
+    assert rediff(monkeypatch, *arguments, "--out", tmp_path / "b") == 0
+    rows = (tmp_path / "a" / "annotations.jsonl").read_text()
+    assert rows == (tmp_path / "b" / "annotations.jsonl").read_text()
+    for row in map(json.loads, rows.splitlines()):
+        assert (tmp_path / "a" / row["file"]).read_bytes().startswith(b"\x89PNG")
+        assert row["caption"]
+        assert set(row["objects"][0]) == {"name", "colour", "shape", "size", "box"}
+    assert rediff(monkeypatch, *arguments, "--out", tmp_path / "a") == 1
+    assert rediff(monkeypatch, *arguments, "--out", tmp_path / "a", "--overwrite") == 0
+    assert rediff(monkeypatch, "data", "scenes", "--n", "0", "--out", tmp_path / "c") == 1
+    assert all(line.startswith("rediff: ") for line in capsys.readouterr().err.splitlines())
+
+
+def test_help_and_version_import_nothing_heavy() -> None:
+    for arguments, expected in ((["--help"], "serve"), (["--version"], __version__)):
+        code = (
+            f"import sys; sys.argv = ['rediff', *{arguments!r}]\n"
+            "from server import cli\n"
+            "try:\n    cli.main()\nexcept SystemExit as end:\n    assert not end.code\n"
+            "heavy = {'torch', 'numpy', 'pydantic', 'fastapi', 'uvicorn', 'PIL', 'training'}\n"
+            "print(heavy & set(sys.modules))"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        assert expected in done.stdout
+        assert done.stdout.endswith("set()\n")
+
+
+def test_the_version_is_that_of_the_distribution() -> None:
+    assert f'version = "{__version__}"' in (ROOT / "pyproject.toml").read_text()

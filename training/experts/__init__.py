@@ -1,0 +1,1 @@
+"""Experts: what a draft's wrong segments should have been."""

@@ -1,0 +1,83 @@
+"""The expert that knows the scene graph: drafts of scenes against the nearest true caption."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from training.records import Verdict
+from training.rows import Pair
+from training.scenes.repair import repair
+from training.segments import token_offsets
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from tokenizers import Tokenizer
+
+    from training.records import Draft
+    from training.scenes.graph import Scene
+    from training.scenes.repair import Piece
+
+
+@dataclass(frozen=True, slots=True)
+class OracleExpert:
+    """Least changes, in whole words, that make every sentence true, fluent and new."""
+
+    scene_of: Callable[[Draft], Scene]
+    tokenizer: Tokenizer
+    concurrency: int = 1
+
+    def judge(self, draft: Draft) -> Verdict:
+        """Right if every sentence is true and said once, even where something is left out."""
+        return self.judge_against(draft, self.scene_of(draft))
+
+    def judge_against(self, draft: Draft, scene: Scene) -> Verdict:
+        """What the verdict would be were the picture of `scene`."""
+        pieces = repair(draft.ids, scene, self.tokenizer)
+        if draft.ids and all(
+            piece.target is not None and not piece.changed(draft.ids) for piece in pieces
+        ):
+            return Verdict(right=True)
+        offsets = token_offsets(draft.ids, self.tokenizer)
+        pairs = [
+            pair for piece in pieces for pair in self._pairs(draft, piece, offsets)
+        ]
+        return Verdict(tuple(pairs))
+
+    def _pairs(self, draft: Draft, piece: Piece, offsets: Sequence[int]) -> Iterator[Pair]:
+        if piece.target is None:
+            return
+        for first, last in self._runs(draft.ids[piece.first : piece.last], piece.target.ids):
+            begin = piece.first + first
+            start, end = offsets[begin], offsets[piece.first + last]
+            org = draft.text[start:end]
+            target = self.tokenizer.decode(piece.target.ids[first:last])
+            if org[:1] == target[:1] == " ":
+                start, org, target = start + 1, org[1:], target[1:]
+            if org.strip() and org != target:
+                yield Pair(org, target, start)
+
+    def _runs(self, org: Sequence[int], target: Sequence[int]) -> Iterator[tuple[int, int]]:
+        """Differing tokens, extended to where words begin on both sides."""
+        edges = [
+            i
+            for i in range(len(org))
+            if i == 0 or (self._begins_word(org[i]) and self._begins_word(target[i]))
+        ]
+        edges.append(len(org))
+        begin = end = 0
+        for first, last in zip(edges[:-1], edges[1:], strict=True):
+            if org[first:last] == target[first:last]:
+                continue
+            if first != end:
+                if end > begin:
+                    yield begin, end
+                begin = first
+            end = last
+        if end > begin:
+            yield begin, end
+
+    def _begins_word(self, token: int) -> bool:
+        text = self.tokenizer.decode([token])
+        return not text[:1].isalnum()
