@@ -8,11 +8,11 @@ import triton.language as tl
 from kernels import noise
 
 GAMMA = tl.constexpr(noise.GAMMA)
-FIRST = tl.constexpr(noise.FIRST)
-SECOND = tl.constexpr(noise.SECOND)
+FIRST = tl.constexpr(noise._FIRST)
+SECOND = tl.constexpr(noise._SECOND)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def derive(key: tl.tensor, counter: tl.tensor) -> tl.tensor:
     """`noise.derive` for int64 keys and counters."""
     mixed = key + (counter + 1) * GAMMA
@@ -21,13 +21,13 @@ def derive(key: tl.tensor, counter: tl.tensor) -> tl.tensor:
     return mixed ^ _shift(mixed, 31)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def gumbel(key: tl.tensor, counter: tl.tensor) -> tl.tensor:
     """-log(-log(u)) in float64, u from `noise.uniform` of the derived key."""
     uniform = _shift(derive(key, counter), 11).to(tl.float64) * (2.0**-53)
     return -tl.log(-tl.log(uniform))
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _shift(value: tl.tensor, bits: tl.constexpr) -> tl.tensor:
     return (value >> bits) & ((1 << (64 - bits)) - 1)

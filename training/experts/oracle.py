@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from training.records import Verdict
@@ -40,9 +41,7 @@ class OracleExpert:
         ):
             return Verdict(right=True)
         offsets = token_offsets(draft.ids, self.tokenizer)
-        pairs = [
-            pair for piece in pieces for pair in self._pairs(draft, piece, offsets)
-        ]
+        pairs = [pair for piece in pieces for pair in self._pairs(draft, piece, offsets)]
         return Verdict(tuple(pairs))
 
     def _pairs(self, draft: Draft, piece: Piece, offsets: Sequence[int]) -> Iterator[Pair]:
@@ -67,7 +66,7 @@ class OracleExpert:
         ]
         edges.append(len(org))
         begin = end = 0
-        for first, last in zip(edges[:-1], edges[1:], strict=True):
+        for first, last in pairwise(edges):
             if org[first:last] == target[first:last]:
                 continue
             if first != end:

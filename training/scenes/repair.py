@@ -6,8 +6,9 @@ something not said yet, such that the fewest tokens change and none moves.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -54,17 +55,18 @@ class Piece:
 def repair(ids: Sequence[int], scene: Scene, tokenizer: Tokenizer) -> list[Piece]:
     """Pieces that cover a draft in order; a piece that is right has itself as its target."""
     sentences = {first: _sentences(scene, tokenizer, first) for first in (True, False)}
+    known = {first: {each.text: each for each in sentences[first]} for first in (True, False)}
     pieces: list[Piece] = []
     said: set[Topic] = set()
     wrong: list[Piece] = []
     for first, last in _spans(ids, tokenizer):
-        text = tokenizer.decode(ids[first:last])
-        found = next((each for each in sentences[first == 0] if each.text == text), None)
+        found = known[first == 0].get(tokenizer.decode(ids[first:last]))
         if found is None or found.topics & said:
             wrong.append(Piece(first, last, None, repeats=found is not None))
         else:
             said |= found.topics
-            pieces.append(Piece(first, last, found))
+            # True is true whichever tokens spell it.
+            pieces.append(Piece(first, last, replace(found, ids=tuple(ids[first:last]))))
     for region in _regions(wrong):
         pieces += _divide(ids, region, sentences, said)
     pieces = _one_each(ids, pieces, sentences)
@@ -80,7 +82,7 @@ def _spans(ids: Sequence[int], tokenizer: Tokenizer) -> list[tuple[int, int]]:
     """Tokens of each sentence: up to a full stop, and what is left at the end."""
     ends = [i + 1 for i, token in enumerate(ids) if "." in (tokenizer.id_to_token(token) or "")]
     edges = sorted({0, *ends, len(ids)})
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(pairwise(edges))
 
 
 def _regions(wrong: Sequence[Piece]) -> list[list[Piece]]:
@@ -168,6 +170,5 @@ def _by_length(
         if not sentence.topics & said:
             groups.setdefault(len(sentence.ids), []).append(sentence)
     return {
-        length: (np.array([each.ids for each in group]), group)
-        for length, group in groups.items()
+        length: (np.array([each.ids for each in group]), group) for length, group in groups.items()
     }

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from training.scenes.graph import Scene
-    from training.scenes.templates import Kind, Template
+    from training.scenes.templates import Template
 
 Topic = tuple[str, ...]
 """What a sentence speaks of; a caption speaks of each once."""
@@ -38,31 +38,34 @@ class TrueSentence:
     """A sentence with its tokens. `text` has the space before it, except at a caption's start."""
 
     text: str
-    kind: Kind
+    spans: tuple[tuple[int, int, str], ...]
+    """(start, end, form) of the content phrases, without that space."""
     topics: frozenset[Topic]
     ids: tuple[int, ...]
-    slots: tuple[int, ...]
-    """Beside each token 0 for template text or 1 + index into `templates.SLOTS`."""
+
+    def slots(self, tokenizer: Tokenizer) -> list[int]:
+        """Beside each token 0 for template text or 1 + index into `templates.SLOTS`."""
+        lead = self.text.startswith(" ")
+        spans = (
+            Span(start + lead, end + lead, FORM_SLOT[form], -1) for start, end, form in self.spans
+        )
+        return slot_ids(tokenizer, Caption(self.text, tuple(spans)))[1]
 
 
 def true_sentences(scene: Scene, tokenizer: Tokenizer, *, first: bool) -> list[TrueSentence]:
-    """All wordings of all facts, as they stand at the start of a caption or within it."""
+    """All wordings of all facts as they stand within a caption; of the opening as they stand
+    at its start if `first`."""
     lead = "" if first else " "
-    found: dict[str, TrueSentence] = {}
-    for template, surfaces, topics in _wordings(scene):
+    written = []
+    for template, surfaces, topics in _wordings(scene, openings_only=first):
         text, spans = template.render(surfaces)
-        text = lead + text
-        if text in found:
-            continue
-        moved = tuple(
-            Span(len(lead) + start, len(lead) + end, FORM_SLOT[form], -1)
-            for start, end, form in spans
-        )
-        ids, slots = slot_ids(tokenizer, Caption(text, moved))
-        found[text] = TrueSentence(
-            text, template.kind, frozenset(topics), tuple(ids), tuple(slots)
-        )
-    return list(found.values())
+        written.append((f"{lead}{text}", tuple(spans), frozenset(topics)))
+    unique = list({each[0]: each for each in written}.values())
+    encodings = tokenizer.encode_batch([each[0] for each in unique], add_special_tokens=False)
+    return [
+        TrueSentence(*each, tuple(encoding.ids))
+        for each, encoding in zip(unique, encodings, strict=True)
+    ]
 
 
 def expected_topics(scene: Scene) -> frozenset[Topic]:
@@ -70,7 +73,9 @@ def expected_topics(scene: Scene) -> frozenset[Topic]:
     return frozenset((COUNT, BACKDROP, *(("sticker", each.name) for each in scene.stickers)))
 
 
-def _wordings(scene: Scene) -> Iterator[tuple[Template, Mapping[str, str], tuple[Topic, ...]]]:
+def _wordings(
+    scene: Scene, *, openings_only: bool
+) -> Iterator[tuple[Template, Mapping[str, str], tuple[Topic, ...]]]:
     sizes = [sticker.size for sticker in scene.stickers]
     opening = {
         "count": NUMBERS[len(sizes)],
@@ -88,6 +93,8 @@ def _wordings(scene: Scene) -> Iterator[tuple[Template, Mapping[str, str], tuple
     for templates in openings:
         for template in templates:
             yield template, opening, about[template.kind]
+    if openings_only:
+        return
     for sticker in scene.stickers:
         row, column = sticker.cell
         for position in SURFACES["position"][f"{row} {column}"]:

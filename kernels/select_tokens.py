@@ -1,0 +1,236 @@
+"""`select_tokens` in Triton: one pass over the logits, no softmax in memory.
+
+A program covers a part of a row, always the same columns, so that the sums of a row do not
+depend on the rows beside it. Its lanes keep a running softmax each, without their best token.
+
+Shape suffixes: T rows, V vocabulary, S suppressed ids.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels.counter import gumbel
+from kernels.partials import Partials, weight
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kernels.reference import Selection
+
+TILE = 2048
+TILES = 8
+"""Tiles of a program."""
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def select_tokens(
+    logits_TV: Tensor,
+    suppressed_S: Tensor,
+    suppress_T: Tensor,
+    avoided_id: int,
+    avoid_T: Tensor,
+    temperature_T: Tensor | None = None,
+    key_T: Tensor | None = None,
+    *,
+    entropy: bool = False,
+) -> Selection:
+    """`reference.select_tokens` for logits of 16 or 32 bits, summed in float32.
+
+    Leaves the logits as they are. `temperature_T` (float64) comes with `key_T` (int64): the
+    uniform number of an id is that of `noise` for the row's key and the id.
+
+    Raises:
+        ValueError: a shape or a type that does not fit.
+    """
+    rows, columns = logits_TV.shape
+    check(logits_TV, columns, suppressed_S, (suppress_T, avoid_T), avoided_id)
+    check_noise(rows, temperature_T, key_T)
+    parts = triton.cdiv(columns, TILE * TILES)
+    noise = temperature_T is not None
+    partials = Partials.empty(rows, parts, logits_TV, entropy=entropy, noise=noise)
+    if rows:
+        _part_kernel[(rows, parts)](
+            logits_TV,
+            logits_TV.stride(0),
+            suppressed_S,
+            suppress_T,
+            avoid_T,
+            temperature_T,
+            key_T,
+            partials.ids_TP,
+            partials.own_TP,
+            partials.shift_TP,
+            partials.others_TP,
+            partials.slope_TP,
+            partials.score_TP,
+            columns,
+            avoided_id,
+            SUPPRESSED=len(suppressed_S),
+            TILE=TILE,
+            TILES=TILES,
+            ENTROPY=entropy,
+            NOISE=noise,
+            num_warps=8,
+        )
+    return partials.join(columns)
+
+
+def check(
+    rows_TX: Tensor, columns: int, suppressed_S: Tensor, flags: tuple[Tensor, ...], avoided_id: int
+) -> None:
+    """Raise ValueError unless rows, suppressed ids, flags of rows and avoided id fit."""
+    if rows_TX.dtype not in DTYPES:
+        raise ValueError(f"rows must be of one of {DTYPES}, got {rows_TX.dtype}")
+    if rows_TX.stride(1) != 1:
+        raise ValueError(f"the columns must lie side by side, got strides {rows_TX.stride()}")
+    if not 2 <= columns < 2**31:
+        raise ValueError(f"the vocabulary must have 2 to 2^31 - 1 ids, got {columns}")
+    if suppressed_S.dim() != 1 or suppressed_S.dtype != torch.int64:
+        raise ValueError(
+            f"suppressed ids must be int64 [S], got {suppressed_S.dtype} {suppressed_S.shape}"
+        )
+    for flag_T in flags:
+        if flag_T.shape != rows_TX.shape[:1] or flag_T.dtype != torch.bool:
+            raise ValueError(
+                f"{len(rows_TX)} rows need as many bools, got {flag_T.dtype} {flag_T.shape}"
+            )
+    if not 0 <= avoided_id < columns:
+        raise ValueError(f"the avoided id {avoided_id} lies outside the vocabulary {columns}")
+
+
+def check_noise(rows: int, temperature_T: Tensor | None, key_T: Tensor | None) -> None:
+    """Raise ValueError unless there are both temperatures and keys, or neither."""
+    if temperature_T is None and key_T is None:
+        return
+    if temperature_T is None or key_T is None:
+        raise ValueError("temperature_T and key_T go together")
+    if temperature_T.shape != (rows,) or temperature_T.dtype != torch.float64:
+        raise ValueError(
+            f"temperatures must be float64 [{rows}], "
+            f"got {temperature_T.dtype} {temperature_T.shape}"
+        )
+    if key_T.shape != (rows,) or key_T.dtype != torch.int64:
+        raise ValueError(f"keys must be int64 [{rows}], got {key_T.dtype} {key_T.shape}")
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _part_kernel(
+    logits_ptr: tl.tensor,
+    stride: tl.tensor,
+    suppressed_ptr: tl.tensor,
+    suppress_ptr: tl.tensor,
+    avoid_ptr: tl.tensor,
+    temperature_ptr: tl.tensor,
+    key_ptr: tl.tensor,
+    ids_ptr: tl.tensor,
+    own_ptr: tl.tensor,
+    shift_ptr: tl.tensor,
+    others_ptr: tl.tensor,
+    slope_ptr: tl.tensor,
+    score_ptr: tl.tensor,
+    columns: tl.tensor,
+    avoided_id: tl.tensor,
+    SUPPRESSED: tl.constexpr,
+    TILE: tl.constexpr,
+    TILES: tl.constexpr,
+    ENTROPY: tl.constexpr,
+    NOISE: tl.constexpr,
+) -> None:
+    """The part `program_id(1)` of the row `program_id(0)`."""
+    row = tl.program_id(0).to(tl.int64)
+    first = tl.program_id(1) * (TILE * TILES)
+    low = -float("inf")
+    logits_ptr += row * stride
+    suppress = tl.load(suppress_ptr + row)
+    avoid = tl.load(avoid_ptr + row)
+    temperature = 0.0
+    key = row
+    if NOISE:
+        temperature = tl.load(temperature_ptr + row)
+        key = tl.load(key_ptr + row)
+
+    lane = tl.arange(0, TILE)
+    ids = first + lane
+    # A lane's best token, its highest logit, and sums relative to that without the best token.
+    own = tl.full((TILE,), low, tl.float32)
+    shift = own
+    others = tl.zeros((TILE,), tl.float32)
+    slope = others
+    score = own.to(tl.float64)
+    for tile in tl.range(0, TILES, num_stages=4):
+        start = first + tile * TILE
+        at = start + lane
+        logit = tl.load(logits_ptr + at, mask=at < columns, other=low).to(tl.float32)
+        for index in tl.static_range(SUPPRESSED):
+            suppressed = tl.load(suppressed_ptr + index)
+            # A tile rarely holds such an id: one test a tile, not one a logit.
+            if suppress & (suppressed >= start) & (suppressed < start + TILE):
+                logit = tl.where(at == suppressed, low, logit)
+        if avoid & (avoided_id >= start) & (avoided_id < start + TILE):
+            logit = tl.where(at == avoided_id, low, logit)
+        if NOISE:
+            noisy = logit.to(tl.float64)
+            if temperature > 0:
+                noisy += temperature * gumbel(key, at.to(tl.int64))
+            take = noisy > score
+            beaten = tl.where(take, own, logit)
+            top = tl.maximum(shift, logit)
+            scale = weight(shift, top)
+            if ENTROPY:
+                drop = tl.where(shift == low, 0.0, shift - top)
+                slope = scale * (slope + drop * (others + weight(own, shift)))
+                rise = tl.where(logit == low, 0.0, logit - top)
+                slope += weight(logit, top) * rise
+            others = scale * others + weight(beaten, top)
+            own = tl.where(take, logit, own)
+            score = tl.where(take, noisy, score)
+            ids = tl.where(take, at, ids)
+            shift = top
+        else:
+            # The best token is the highest: one exp serves the sums, whichever of the two is less.
+            # NaN counts as higher, and stays in the sums.
+            keep = logit <= own
+            gone = (logit == low) | (own == low)
+            less = tl.where(gone, 0.0, tl.exp(-tl.abs(logit - own)))
+            if ENTROPY:
+                rise = tl.where(gone, 0.0, logit - own)
+                slope = tl.where(
+                    keep, slope + less * rise, less * (slope - rise * (others + 1))
+                )
+            others = tl.where(keep, others + less, less * (others + 1))
+            ids = tl.where(keep, ids, at)
+            own = tl.where(keep, own, logit)
+            shift = own
+
+    avoided = tl.full((), low, tl.float32)
+    if avoid & (avoided_id >= first) & (avoided_id < first + TILE * TILES):
+        # It cannot be taken but keeps its share, unless it is suppressed as well.
+        avoided = tl.load(logits_ptr + avoided_id).to(tl.float32)
+        for index in tl.static_range(SUPPRESSED):
+            hidden = suppress & (tl.load(suppressed_ptr + index) == avoided_id)
+            avoided = tl.where(hidden, low, avoided)
+
+    if not NOISE:
+        score = own.to(tl.float64)
+    chosen = tl.min(tl.where(score == tl.max(score, axis=0), ids, columns), axis=0)
+    best = tl.max(tl.where(ids == chosen, own, low), axis=0)
+    top = tl.maximum(tl.max(shift, axis=0), avoided)
+    scale = weight(shift, top)
+    rest = tl.sum(scale * others + tl.where(ids == chosen, 0.0, weight(own, top)), axis=0)
+    out = row * tl.num_programs(1) + tl.program_id(1)
+    tl.store(ids_ptr + out, chosen)
+    tl.store(own_ptr + out, best)
+    tl.store(shift_ptr + out, top)
+    tl.store(others_ptr + out, rest + weight(avoided, top))
+    if ENTROPY:
+        drop = tl.where(shift == low, 0.0, shift - top)
+        moment = tl.sum(scale * (slope + drop * (others + weight(own, shift))), axis=0)
+        rise = tl.where(avoided == low, 0.0, avoided - top)
+        tl.store(slope_ptr + out, moment + weight(avoided, top) * rise)
+    if NOISE:
+        tl.store(score_ptr + out, tl.max(score, axis=0))

@@ -1,0 +1,74 @@
+"""The second step of Stage II: an expert corrects drafts."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from training.experts.protocol import ExpertError, Unanswered
+from training.records import Appender
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from training.experts.protocol import Expert
+    from training.records import Draft
+
+logger = logging.getLogger(__name__)
+
+PATIENCE = 20
+"""Drafts in a row without an answer, after which the expert is taken to be down."""
+
+_WINDOW = 16
+"""Drafts waiting for each thread."""
+
+
+def correct(
+    drafts: Sequence[Draft], expert: Expert, path: Path, *, progress: bool = False
+) -> Counter[str]:
+    """Write the verdicts of drafts to `path`, those that are not there yet, in the drafts' order.
+
+    Returns how many were `known`, `right`, `corrected`, `hopeless` (wrong, with no pair),
+    `malformed`, `refused` and `unanswered`. The last are not written, so the next call asks again.
+
+    Raises:
+        ExpertError: the expert cannot be used, or `PATIENCE` drafts in a row got no answer. What
+            was answered before is kept.
+    """
+    counts: Counter[str] = Counter()
+    silent = 0
+    with Appender(path) as out, ThreadPoolExecutor(expert.concurrency) as pool:
+        todo = [draft for draft in drafts if draft.key not in out.keys]
+        counts["known"] = len(drafts) - len(todo)
+        size = _WINDOW * expert.concurrency
+        bar = tqdm(total=len(todo), disable=not progress, dynamic_ncols=True)
+        for start in range(0, len(todo), size):
+            window = todo[start : start + size]
+            for draft, future in [(draft, pool.submit(expert.judge, draft)) for draft in window]:
+                try:
+                    verdict = future.result()
+                except Unanswered as error:
+                    counts["unanswered"] += 1
+                    silent += 1
+                    logger.warning("%s: %s", draft.key, error)
+                    if silent == PATIENCE:
+                        pool.shutdown(cancel_futures=True)
+                        raise ExpertError(f"{silent} drafts in a row got none: {error}") from error
+                    continue
+                except ExpertError:
+                    pool.shutdown(cancel_futures=True)
+                    raise
+                silent = 0
+                out.add({"key": draft.key, **verdict.to_json()})
+                counts[
+                    verdict.fault
+                    or ("right" if verdict.right else "corrected" if verdict.pairs else "hopeless")
+                ] += 1
+                bar.update()
+        bar.close()
+    return counts

@@ -1,0 +1,178 @@
+"""The first step of Stage II: the model captions, at a mix of tokens a step, refining on.
+
+Shape suffixes: P prompt rows, D hidden size.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from rediff_model.sampler import generate
+from rediff_model.settings import SamplerSettings
+from training.images import ImageError
+from training.records import Appender, Draft
+from training.report import Problem
+from training.rows import IMAGE_TAG
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from PIL import Image
+    from torch import Tensor
+
+    from rediff_model.language import LanguageModel
+    from rediff_model.model import Captioner
+    from rediff_model.settings import TokenIds
+    from training.images import ImageStore
+    from training.report import Report
+    from training.sources import RowSource
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A picture, by name or as a scene's split and seed, with a question and a right answer."""
+
+    key: str
+    question: str
+    reference: str
+    image: str | None = None
+    scene: tuple[str, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DraftSettings:
+    """How drafts are sampled."""
+
+    tokens_per_step: tuple[int, ...] = (1, 4, 8)
+    """The paper drafts at 128, 32 and 16 steps for 128 tokens."""
+    every: bool = False
+    """A draft of each subject for every number of tokens a step, instead of for one of them."""
+    canvas_length: int = 128
+    temperature: float = 0.0
+    seed: int = 0
+    batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        if not self.tokens_per_step or min(self.tokens_per_step) < 1:
+            raise ValueError(f"tokens_per_step must be numbers from 1, got {self.tokens_per_step}")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be 1 or more, got {self.batch_size}")
+
+    def sampling(self, subject: Subject, tokens_per_step: int) -> SamplerSettings:
+        """The sampler's settings of one draft; they do not depend on its batch."""
+        return SamplerSettings(
+            canvas_length=self.canvas_length,
+            tokens_per_step=tokens_per_step,
+            refine=True,
+            temperature=self.temperature,
+            seed=zlib.crc32(f"{self.seed}:{subject.key}:{tokens_per_step}".encode()),
+        )
+
+    def plan(self, subjects: Sequence[Subject]) -> list[tuple[int, int]]:
+        """(tokens a step, subject number) of every draft, those of one speed together."""
+        number = len(self.tokens_per_step)
+        return sorted(
+            (tokens, i)
+            for i in range(len(subjects))
+            for n, tokens in enumerate(self.tokens_per_step)
+            if self.every or (i + self.seed) % number == n
+        )
+
+
+def write_drafts(
+    model: LanguageModel,
+    ids: TokenIds,
+    decode: Callable[[Sequence[int]], str],
+    subjects: Sequence[Subject],
+    prompts: Callable[[Sequence[int]], Sequence[Tensor | None]],
+    settings: DraftSettings,
+    path: Path,
+    *,
+    progress: bool = False,
+) -> int:
+    """Write the drafts that `path` does not hold yet; returns how many it holds then.
+
+    `prompts` gives prompts [P, D] of subjects by number, a batch at a time, and None for one that
+    cannot be had. A draft's key is its subject's with `@` and the tokens a step.
+    """
+    with Appender(path) as out:
+        plan = [
+            (tokens, i)
+            for tokens, i in settings.plan(subjects)
+            if _key(subjects[i], tokens) not in out.keys
+        ]
+        bar = tqdm(total=len(plan), disable=not progress, dynamic_ncols=True)
+        for start in range(0, len(plan), settings.batch_size):
+            asked = plan[start : start + settings.batch_size]
+            found = zip(asked, prompts([i for _, i in asked]), strict=True)
+            ready = [(place, prompt) for place, prompt in found if prompt is not None]
+            batch = [place for place, _ in ready]
+            generations = generate(
+                model,
+                [prompt for _, prompt in ready],
+                [settings.sampling(subjects[i], tokens) for tokens, i in batch],
+                ids,
+            )
+            for (tokens, i), generation in zip(batch, generations, strict=True):
+                subject = subjects[i]
+                record = Draft(
+                    key=_key(subject, tokens),
+                    question=subject.question,
+                    reference=subject.reference,
+                    ids=generation.ids,
+                    text=decode(generation.ids),
+                    tokens_per_step=tokens,
+                    image=subject.image,
+                    scene=subject.scene,
+                )
+                out.add(record.to_json())
+            bar.update(len(asked))
+        bar.close()
+        return len(out.keys)
+
+
+def row_subjects(rows: RowSource) -> list[Subject]:
+    """Subjects of conversation rows: the first question, and its answer as the reference.
+
+    Rows without a picture, or which begin with an answer, are left out.
+    """
+    subjects = []
+    for row in (rows.row(index) for index in range(len(rows))):
+        if row.image is not None and [turn.role for turn in row.turns[:2]] == ["user", "assistant"]:
+            question = row.turns[0].text.replace(IMAGE_TAG, "").strip()
+            subjects.append(Subject(row.where, question, row.turns[1].text, image=row.image))
+    return subjects
+
+
+def picture_prompts(
+    captioner: Captioner, subjects: Sequence[Subject], images: ImageStore, report: Report
+) -> Callable[[Sequence[int]], list[Tensor | None]]:
+    """Prompts of subjects with pictures, for `write_drafts`; broken pictures go to `report`."""
+
+    def prompts(numbers: Sequence[int]) -> list[Tensor | None]:
+        opened: dict[int, Image.Image] = {}
+        for number in numbers:
+            try:
+                opened[number] = images.open(subjects[number].image or "")
+            except ImageError as error:
+                report.add(Problem("image", subjects[number].key, str(error)))
+        features = dict(
+            zip(opened, captioner.image_features(list(opened.values())), strict=True)
+        )
+        return [
+            captioner.prompt(features[number], subjects[number].question)
+            if number in features
+            else None
+            for number in numbers
+        ]
+
+    return prompts
+
+
+def _key(subject: Subject, tokens_per_step: int) -> str:
+    return f"{subject.key}@{tokens_per_step}"

@@ -1,0 +1,49 @@
+"""Answers of an endpoint by the content of the request, on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back, and how many tokens it took."""
+
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerCache:
+    """One small file an answer, under the hash of model and messages, pictures included."""
+
+    folder: Path
+
+    def get(self, model: str, messages: list[dict[str, Any]]) -> Answer | None:
+        """The answer, or None; a file that cannot be read counts as none."""
+        try:
+            return Answer(**json.loads(self._path(model, messages).read_text(encoding="utf-8")))
+        except (FileNotFoundError, ValueError, TypeError):
+            return None
+
+    def put(self, model: str, messages: list[dict[str, Any]], answer: Answer) -> None:
+        """Keep an answer; a reader sees all of it or nothing."""
+        path = self._path(model, messages)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}")
+        fresh.write_text(json.dumps(asdict(answer), ensure_ascii=False), encoding="utf-8")
+        fresh.replace(path)
+
+    def _path(self, model: str, messages: list[dict[str, Any]]) -> Path:
+        content = json.dumps([model, messages], sort_keys=True, ensure_ascii=False)
+        name = hashlib.sha256(content.encode()).hexdigest()
+        return self.folder / name[:2] / f"{name}.json"

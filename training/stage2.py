@@ -1,0 +1,313 @@
+"""Stage II of an embedded model: draft, correct, filter, train, with plain files between."""
+
+from __future__ import annotations
+
+import json
+import logging
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Self
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+
+from rediff_model.prompt import DEFAULT_QUESTION
+from rediff_model.settings import TokenIds
+from training.config import SceneTraining, Strict, TrainConfigError
+from training.correct import correct
+from training.draft import DraftSettings, Subject, write_drafts
+from training.experts.noisy import NoisyExpert
+from training.experts.oracle import OracleExpert
+from training.experts.protocol import ExpertError
+from training.filter import filter_corrections, read_corrected
+from training.loop import LoopSettings, train
+from training.records import read_drafts
+from training.scenes.canvases import Mix
+from training.scenes.corrections import CorrectionCanvases, join
+from training.scenes.features import load_or_build
+from training.scenes.grammar import compose
+from training.scenes.objective import SceneBatch, slot_accuracy
+from training.scenes.render import render
+from training.scenes.sample import sample_scene
+from training.stage1 import export, mix_of, optimizers, prepare
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Mapping, Sequence
+
+    from PIL import Image
+
+    from training.experts.protocol import Expert
+    from training.records import Draft
+    from training.scenes.features import SceneFeatures
+    from training.scenes.graph import Scene
+    from training.stage1 import SceneRun
+
+logger = logging.getLogger(__name__)
+
+
+class DraftShape(Strict):
+    """What to draft; fields as in `training.draft.DraftSettings`."""
+
+    scenes: int = Field(2000, gt=0)
+    """Of the training scenes, the first ones; each round takes the next."""
+    tokens_per_step: tuple[int, ...] = Field((1, 4, 8), min_length=1)
+    every: bool = True
+    temperature: float = Field(0.0, ge=0)
+    batch_size: int = Field(16, gt=0)
+
+
+class ExpertShape(Strict):
+    """Who corrects. `openai` takes its key from the environment (OPENAI_API_KEY)."""
+
+    kind: Literal["oracle", "noisy", "openai"] = "oracle"
+    dropped: float = Field(0.0, ge=0, le=1)
+    wrong: float = Field(0.0, ge=0, le=1)
+    model: str = "o4-mini"
+    base_url: str | None = None
+    concurrency: int = Field(8, gt=0)
+    timeout: float = Field(120.0, gt=0)
+    attempts: int = Field(6, gt=0)
+    prompt_price: float = Field(0.0, ge=0)
+    """Of a million tokens, as the other one."""
+    completion_price: float = Field(0.0, ge=0)
+
+
+class SceneCorrection(SceneTraining):
+    """Stage II on scenes. `phases` give the steps, and the mix of the Stage I canvases."""
+
+    tower: Path = Path()
+    """Not used: `start_from` holds a tower."""
+    rounds: int = Field(1, gt=0)
+    drafts: DraftShape = DraftShape()
+    expert: ExpertShape = ExpertShape()
+    correction_share: float = Field(1.0, ge=0, le=1)
+    """Share of the pictures whose canvases are corrected drafts; 0 goes on with Stage I alone."""
+    correction_weight: float = Field(1.0, gt=0)
+    """What a token of a corrected segment counts."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.start_from is None:
+            raise ValueError("start_from must name the checkpoint that drafts")
+        if self.drafts.scenes * self.rounds > self.data.scenes:
+            raise ValueError(
+                f"{self.rounds} rounds of {self.drafts.scenes} scenes need more than the "
+                f"{self.data.scenes} of data.scenes"
+            )
+        if self.expert.dropped + self.expert.wrong > 1:
+            raise ValueError("expert.dropped and expert.wrong must not exceed 1 together")
+        return self
+
+
+def run(config: SceneCorrection, folder: Path) -> Path:
+    """Run all rounds, resuming whatever `folder` holds; the folder of the last checkpoint."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    checkpoint = config.start_from
+    for number in range(config.rounds):
+        own = config.model_copy(update={"start_from": checkpoint})
+        checkpoint = run_round(own, folder, number)
+    assert checkpoint is not None
+    return checkpoint
+
+
+def run_round(config: SceneCorrection, folder: Path, number: int) -> Path:
+    """One round into `folder/round-<number>`: its files, and the checkpoint it ends in.
+
+    Raises:
+        TrainConfigError: the round was begun with another configuration.
+        ExpertError: the expert cannot be used.
+    """
+    here = folder / f"round-{number}"
+    claim(here, config)
+    scene_run = prepare(config, here)
+    features = _features("train", config.data.first_seed, config.data.scenes, scene_run, folder)
+    validation = _features("validation", 0, config.data.validation_scenes, scene_run, folder)
+    canvases = None
+    if config.correction_share:
+        first = number * config.drafts.scenes
+        collect(config, scene_run, features, range(first, first + config.drafts.scenes))
+        canvases = CorrectionCanvases(
+            read_corrected(here / "corrected.jsonl"),
+            length=scene_run.model_config.canvas_length,
+            stop_id=scene_run.model_config.stop_token_id,
+            weight=config.correction_weight,
+        )
+    average = train_corrections(config, scene_run, features, validation, canvases)
+    export(scene_run, average, here / "checkpoint")
+    return here / "checkpoint"
+
+
+def claim(folder: Path, config: SceneCorrection) -> None:
+    """Note the configuration, so that no other one resumes this round's files.
+
+    Raises:
+        TrainConfigError: another one is noted.
+    """
+    path = folder / "config.json"
+    values = config.model_dump(mode="json", exclude={"threads", "compiled", "rounds"})
+    if path.exists():
+        noted = json.loads(path.read_text(encoding="utf-8"))
+        if differing := sorted(key for key in values if values[key] != noted.get(key)):
+            raise TrainConfigError(
+                f"{folder} was begun with another {differing[0]}: {noted.get(differing[0])}, "
+                f"now {values[differing[0]]}"
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def collect(
+    config: SceneCorrection, scene_run: SceneRun, features: SceneFeatures, chosen: Sequence[int]
+) -> None:
+    """Draft, correct and filter the scenes `chosen`, by their number among the features.
+
+    Writes `drafts.jsonl`, `verdicts.jsonl`, `corrected.jsonl` and, with counts, `counts.json`.
+    """
+    folder, tokenizer = scene_run.folder, scene_run.tokenizer
+    subjects = [_subject(features.scenes[row]) for row in chosen]
+    shape = config.drafts
+    settings = DraftSettings(
+        tokens_per_step=shape.tokens_per_step,
+        every=shape.every,
+        canvas_length=scene_run.model_config.canvas_length,
+        temperature=shape.temperature,
+        seed=config.seed,
+        batch_size=shape.batch_size,
+    )
+
+    def prompts(numbers: Sequence[int]) -> list[torch.Tensor]:
+        rows = np.array([chosen[number] for number in numbers])
+        with torch.inference_mode():
+            return list(scene_run.objective.prompt(features.rows(rows)))
+
+    write_drafts(
+        scene_run.model.eval(),
+        TokenIds.from_config(scene_run.model_config),
+        tokenizer.decode,
+        subjects,
+        prompts,
+        settings,
+        folder / "drafts.jsonl",
+        progress=True,
+    )
+    drafts = read_drafts(folder / "drafts.jsonl")
+    verdicts = folder / "verdicts.jsonl"
+    counts = {"correct": dict(correct(drafts, expert_of(config, scene_run), verdicts))}
+    kept = filter_corrections(drafts, verdicts, tokenizer, folder / "corrected.jsonl")
+    counts["filter"] = dict(kept)
+    logger.info("corrections: %s", counts)
+    (folder / "counts.json").write_text(json.dumps(counts, indent=2) + "\n", encoding="utf-8")
+
+
+def expert_of(config: SceneCorrection, scene_run: SceneRun) -> Expert:
+    """The expert that a configuration asks for.
+
+    Raises:
+        ExpertError: the endpoint's client cannot be made.
+    """
+    shape = config.expert
+
+    @lru_cache(maxsize=64)
+    def scene(split: str, seed: int) -> Scene:
+        return sample_scene(seed, scene_run.atlas, split=split)
+
+    def scene_of(draft: Draft) -> Scene:
+        if draft.scene is None:
+            raise ExpertError(f"draft {draft.key} is of no scene")
+        return scene(*draft.scene)
+
+    oracle = OracleExpert(scene_of, scene_run.tokenizer)
+    if shape.kind == "oracle":
+        return oracle
+    if shape.kind == "noisy":
+
+        def decoy_of(chance: random.Random) -> Scene:
+            return sample_scene(chance.randrange(2**31), scene_run.atlas)
+
+        return NoisyExpert(oracle, decoy_of, shape.dropped, shape.wrong, config.seed)
+
+    def picture_of(draft: Draft) -> Image.Image:
+        return render(scene_of(draft), scene_run.atlas)
+
+    # Imported here: only this expert needs the openai package.
+    from training.experts.endpoint import chat_expert
+
+    return chat_expert(shape, scene_run.tokenizer, picture_of, scene_run.folder / "answers")
+
+
+def train_corrections(
+    config: SceneCorrection,
+    scene_run: SceneRun,
+    features: SceneFeatures,
+    validation: SceneFeatures,
+    corrections: CorrectionCanvases | None,
+) -> dict[str, torch.Tensor]:
+    """Train on corrected drafts and Stage I canvases, as many pictures a step as Stage I."""
+    first_seed = config.data.first_seed
+
+    def batch(step: int, part: int) -> SceneBatch:
+        rng = np.random.default_rng((config.seed, 4, step, part))
+        corrected = int(config.correction_share * config.pictures + rng.random())
+        canvases = None
+        rows: list[int] = []
+        if corrections is not None and corrected:
+            scenes, canvases = corrections.deal(corrected, config.wordings, rng)
+            rows = [seed - first_seed for _, seed in scenes]
+        if len(rows) < config.pictures:
+            others = rng.integers(0, len(features.scenes), config.pictures - len(rows)).tolist()
+            ordinary = scene_run.canvases.build(
+                [features.scenes[row] for row in others],
+                config.wordings,
+                mix_of(config.phase_at(step)),
+                rng,
+            )
+            canvases = ordinary if canvases is None else join(canvases, ordinary)
+            rows += others
+        assert canvases is not None
+        return SceneBatch.of(features.rows(np.array(rows)), canvases)
+
+    held = SceneBatch.of(
+        validation.rows(np.arange(len(validation.scenes))),
+        scene_run.canvases.build(
+            validation.scenes, 1, Mix(), np.random.default_rng((config.seed, 3))
+        ),
+    )
+
+    def evaluate(step: int) -> Mapping[str, float]:
+        return slot_accuracy(scene_run.objective, held, scene_run.model_config.mask_token_id)
+
+    settings = LoopSettings(
+        steps=config.steps,
+        warmup=config.warmup,
+        schedule=config.schedule,
+        tail=config.tail,
+        clip=config.clip,
+        ema=config.ema,
+        precision=config.precision,
+        save_every=config.save_every,
+        evaluate_every=config.evaluate_every,
+    )
+    return train(
+        scene_run.objective.train(),
+        optimizers(scene_run),
+        batch,
+        settings,
+        scene_run.folder / "captions",
+        evaluate=evaluate,
+    )
+
+
+def _features(
+    split: str, first: int, count: int, scene_run: SceneRun, folder: Path
+) -> SceneFeatures:
+    cache = folder.parent / "features"
+    return load_or_build(split, first, count, scene_run.atlas, scene_run.model, cache)
+
+
+def _subject(scene: Scene) -> Subject:
+    reference = compose(scene, np.random.default_rng((scene.seed, 5))).text
+    return Subject(f"train-{scene.seed}", DEFAULT_QUESTION, reference, scene=("train", scene.seed))
