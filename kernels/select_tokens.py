@@ -76,6 +76,8 @@ def select_tokens(
             ENTROPY=entropy,
             NOISE=noise,
             num_warps=8,
+            # Two programs a multiprocessor, so that one loads while the other sums.
+            maxnreg=None if noise else 128,
         )
     return partials.join(columns)
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from kernels.canvas import REMEMBERED
 from rediff_model.generation import Generation
 from rediff_model.noise import CounterNoise, Noise
 from rediff_model.slots import check_ids, looks_masked
@@ -101,7 +102,7 @@ def _denoise_block(
     masks_at_start = int(run.masked()[in_block].sum())
     complete = not run.masked()[first + begin : first + min(run.stop, end)].any()
     polish = complete and settings.refines and not official
-    seen = {run.canvas()}
+    seen = [run.canvas()]
     settled = False
 
     for step in range(steps):
@@ -147,8 +148,8 @@ def _denoise_block(
         run.write(revised, predicted_N)
         after_C = run.canvas_C.clone()
         run.find_stop()
-        settled = run.canvas() in seen
-        seen.add(run.canvas())
+        settled = run.canvas() in seen[-REMEMBERED:]
+        seen.append(run.canvas())
 
         in_canvas = [row for row in (*revealed, *revised) if row >= first]
         run.confidence_C[[row - first for row in in_canvas]] = chance_N[in_canvas]

@@ -161,9 +161,7 @@ def picture_prompts(
                 opened[number] = images.open(subjects[number].image or "")
             except ImageError as error:
                 report.add(Problem("image", subjects[number].key, str(error)))
-        features = dict(
-            zip(opened, captioner.image_features(list(opened.values())), strict=True)
-        )
+        features = dict(zip(opened, captioner.image_features(list(opened.values())), strict=True))
         return [
             captioner.prompt(features[number], subjects[number].question)
             if number in features

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
@@ -17,9 +16,7 @@ from rediff_model.settings import TokenIds
 from training.config import SceneTraining, Strict, TrainConfigError
 from training.correct import correct
 from training.draft import DraftSettings, Subject, write_drafts
-from training.experts.noisy import NoisyExpert
-from training.experts.oracle import OracleExpert
-from training.experts.protocol import ExpertError
+from training.experts.build import ExpertShape, scene_expert
 from training.filter import filter_corrections, read_corrected
 from training.loop import LoopSettings, train
 from training.records import read_drafts
@@ -28,18 +25,11 @@ from training.scenes.corrections import CorrectionCanvases, join
 from training.scenes.features import load_or_build
 from training.scenes.grammar import compose
 from training.scenes.objective import SceneBatch, slot_accuracy
-from training.scenes.render import render
-from training.scenes.sample import sample_scene
 from training.stage1 import export, mix_of, optimizers, prepare
 
 if TYPE_CHECKING:
-    import random
     from collections.abc import Mapping, Sequence
 
-    from PIL import Image
-
-    from training.experts.protocol import Expert
-    from training.records import Draft
     from training.scenes.features import SceneFeatures
     from training.scenes.graph import Scene
     from training.stage1 import SceneRun
@@ -56,22 +46,6 @@ class DraftShape(Strict):
     every: bool = True
     temperature: float = Field(0.0, ge=0)
     batch_size: int = Field(16, gt=0)
-
-
-class ExpertShape(Strict):
-    """Who corrects. `openai` takes its key from the environment (OPENAI_API_KEY)."""
-
-    kind: Literal["oracle", "noisy", "openai"] = "oracle"
-    dropped: float = Field(0.0, ge=0, le=1)
-    wrong: float = Field(0.0, ge=0, le=1)
-    model: str = "o4-mini"
-    base_url: str | None = None
-    concurrency: int = Field(8, gt=0)
-    timeout: float = Field(120.0, gt=0)
-    attempts: int = Field(6, gt=0)
-    prompt_price: float = Field(0.0, ge=0)
-    """Of a million tokens, as the other one."""
-    completion_price: float = Field(0.0, ge=0)
 
 
 class SceneCorrection(SceneTraining):
@@ -196,47 +170,16 @@ def collect(
     )
     drafts = read_drafts(folder / "drafts.jsonl")
     verdicts = folder / "verdicts.jsonl"
-    counts = {"correct": dict(correct(drafts, expert_of(config, scene_run), verdicts))}
-    kept = filter_corrections(drafts, verdicts, tokenizer, folder / "corrected.jsonl")
-    counts["filter"] = dict(kept)
+    expert = scene_expert(
+        config.expert, scene_run.atlas, tokenizer, config.seed, folder / "answers"
+    )
+    counts = {
+        "correct": dict(correct(drafts, expert, verdicts, progress=True)),
+        "filter": dict(filter_corrections(drafts, verdicts, tokenizer, folder / "corrected.jsonl")),
+        "expert": expert.usage(),
+    }
     logger.info("corrections: %s", counts)
     (folder / "counts.json").write_text(json.dumps(counts, indent=2) + "\n", encoding="utf-8")
-
-
-def expert_of(config: SceneCorrection, scene_run: SceneRun) -> Expert:
-    """The expert that a configuration asks for.
-
-    Raises:
-        ExpertError: the endpoint's client cannot be made.
-    """
-    shape = config.expert
-
-    @lru_cache(maxsize=64)
-    def scene(split: str, seed: int) -> Scene:
-        return sample_scene(seed, scene_run.atlas, split=split)
-
-    def scene_of(draft: Draft) -> Scene:
-        if draft.scene is None:
-            raise ExpertError(f"draft {draft.key} is of no scene")
-        return scene(*draft.scene)
-
-    oracle = OracleExpert(scene_of, scene_run.tokenizer)
-    if shape.kind == "oracle":
-        return oracle
-    if shape.kind == "noisy":
-
-        def decoy_of(chance: random.Random) -> Scene:
-            return sample_scene(chance.randrange(2**31), scene_run.atlas)
-
-        return NoisyExpert(oracle, decoy_of, shape.dropped, shape.wrong, config.seed)
-
-    def picture_of(draft: Draft) -> Image.Image:
-        return render(scene_of(draft), scene_run.atlas)
-
-    # Imported here: only this expert needs the openai package.
-    from training.experts.endpoint import chat_expert
-
-    return chat_expert(shape, scene_run.tokenizer, picture_of, scene_run.folder / "answers")
 
 
 def train_corrections(

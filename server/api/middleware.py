@@ -19,7 +19,7 @@ from server.errors import NotReady, ServeError
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-_DISCARDED_BODIES: Final = 4
+_DISCARDED_BYTES: Final = 2**26
 _DISCARD_SECONDS: Final = 5.0
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9_.:\-]{1,128}")
 
@@ -124,7 +124,7 @@ class BodyLimits:
 
     async def _discard(self, receive: Receive) -> None:
         """Read on for a while: many clients send all of a body before they look for an answer."""
-        left = _DISCARDED_BODIES * self._max_bytes
+        left = _DISCARDED_BYTES
         with suppress(TimeoutError):
             async with asyncio.timeout(min(self._timeout, _DISCARD_SECONDS)):
                 while left > 0:

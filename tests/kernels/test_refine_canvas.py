@@ -191,7 +191,7 @@ def test_a_complete_draft_is_left_alone_officially_and_without_refining() -> Non
 
 
 def test_a_cycle_ends_the_refining() -> None:
-    for period in (2, 3, REMEMBERED - 1):
+    for period in (2, 3, REMEMBERED):
         plan = plan_of(2, steps_B=100)
         canvas = canvas_of(plan, [0, 0])
         steps = 0
@@ -206,7 +206,7 @@ def test_a_cycle_that_is_too_long_to_see_ends_with_the_steps() -> None:
     canvas = canvas_of(plan, [0, 0])
     for number in range(1, 31):
         assert canvas.done_B.tolist() == [False]
-        canvas = step(plan, canvas, [0, 10 + number % (REMEMBERED + 2)])
+        canvas = step(plan, canvas, [0, 10 + number % (REMEMBERED + 1)])
     assert canvas.done_B.tolist() == [True]
 
 

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -118,12 +118,11 @@ def test_health_and_version_tell_what_runs(server: Serving) -> None:
 
 def test_a_client_that_sends_all_of_a_large_body_still_reads_413(server: Serving) -> None:
     host, port = server.address.removeprefix("http://").split(":")
-    connection = http.client.HTTPConnection(host, int(port), timeout=60)
-    connection.request("POST", "/caption", body=b"x" * 5_000_000)
-    answer = connection.getresponse()
-    assert answer.status == 413
-    assert json.loads(answer.read())["error"]["code"] == "body_too_large"
-    connection.close()
+    with closing(http.client.HTTPConnection(host, int(port), timeout=60)) as connection:
+        connection.request("POST", "/caption", body=b"x" * 20_000_000)
+        answer = connection.getresponse()
+        assert answer.status == 413
+        assert json.loads(answer.read())["error"]["code"] == "body_too_large"
     assert httpx.get(f"{server.address}/health").status_code == 200
 
 

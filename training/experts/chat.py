@@ -34,10 +34,11 @@ if TYPE_CHECKING:
     from training.rows import Pair
 
 Count = Literal[
-    "requests", "retries", "rate_limited", "timed_out", "cached", "prompt_tokens",
+    "requests", "retries", "rate_limited", "timed_out", "garbled", "cached", "prompt_tokens",
     "completion_tokens", "malformed", "refused", "repairs", "repaired",
 ]  # fmt: skip
-"""`repairs` are second questions about unequal token counts, `repaired` the pairs they mended;
+"""`garbled` are replies that hold no answer, `malformed` answers that hold no corrections;
+`repairs` are second questions about unequal token counts, `repaired` the pairs they mended;
 tokens are those paid for now, not those of cached answers."""
 
 LONGEST_SIDE = 1024
@@ -90,12 +91,14 @@ class ChatExpert:
     def concurrency(self) -> int:
         return self.settings.concurrency
 
-    @property
-    def cost(self) -> float:
-        """What was paid, by the settings' prices."""
+    def usage(self) -> dict[str, float]:
+        """The counts, and as `cost` what was paid, by the settings' prices."""
         paid = self.counts["prompt_tokens"] * self.settings.prompt_price
         paid += self.counts["completion_tokens"] * self.settings.completion_price
-        return paid / 1e6
+        return {
+            **{str(name): float(number) for name, number in self.counts.items()},
+            "cost": paid / 1e6,
+        }
 
     def judge(self, draft: Draft) -> Verdict:
         """The endpoint's verdict; malformed and refused answers are verdicts with a fault."""
@@ -208,6 +211,7 @@ class ChatExpert:
                 reason = _line(error)
             except (openai.APIError, ValueError) as error:
                 # A body that is no JSON, or not of the shape of a completion.
+                self._count("garbled")
                 reason = _line(error)
             else:
                 self._count("prompt_tokens", answer.prompt_tokens)
@@ -222,15 +226,15 @@ class ChatExpert:
             model=self.settings.model,
             messages=messages,  # type: ignore[arg-type]
         )
-        choices = getattr(completion, "choices", None)
-        if not choices:
-            raise ValueError(f"no completion: {str(completion)[:80]!r}")
-        usage = completion.usage
-        return Answer(
-            text=choices[0].message.content or "",
-            prompt_tokens=usage.prompt_tokens if usage else 0,
-            completion_tokens=usage.completion_tokens if usage else 0,
-        )
+        try:
+            text, usage = completion.choices[0].message.content, completion.usage
+            return Answer(
+                text=text or "",
+                prompt_tokens=usage.prompt_tokens if usage else 0,
+                completion_tokens=usage.completion_tokens if usage else 0,
+            )
+        except (AttributeError, IndexError, TypeError):
+            raise ValueError(f"no completion: {str(completion)[:80]!r}") from None
 
     def _wait_for_turn(self) -> None:
         """Wait out a rate limit that any thread was told of."""

@@ -61,6 +61,9 @@ class NoisyExpert:
         kept.sort(key=lambda pair: pair.start or 0)
         return Verdict(tuple(kept), verdict.right, verdict.fault)
 
+    def usage(self) -> dict[str, float]:
+        return {}
+
 
 def _beside(pair: Pair, others: Sequence[Pair], taken: Sequence[Pair]) -> Pair | None:
     """The correction of the other scene nearest to this one's place and free of those taken."""

@@ -44,6 +44,9 @@ class OracleExpert:
         pairs = [pair for piece in pieces for pair in self._pairs(draft, piece, offsets)]
         return Verdict(tuple(pairs))
 
+    def usage(self) -> dict[str, float]:
+        return {}
+
     def _pairs(self, draft: Draft, piece: Piece, offsets: Sequence[int]) -> Iterator[Pair]:
         if piece.target is None:
             return

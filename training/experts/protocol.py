@@ -23,6 +23,10 @@ class Expert(Protocol):
         """
         ...
 
+    def usage(self) -> dict[str, float]:
+        """What the verdicts have taken so far, for the record; empty if nothing worth telling."""
+        ...
+
 
 class ExpertError(RuntimeError):
     """An expert that cannot be used, such as one that refuses the key."""

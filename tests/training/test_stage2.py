@@ -1,0 +1,234 @@
+"""Stage II on scenes, at a size that trains in seconds, through all of its steps."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from rediff_model.config import VisionConfig
+from rediff_model.efficientnet import FEATURE_CHANNELS, STRIDE, EfficientNetTower
+from training.config import SceneTraining, TrainConfigError
+from training.filter import Corrected, read_corrected
+from training.records import Draft, read_drafts, write_records
+from training.scenes.canvases import END_SLOT, PAIR, Canvases
+from training.scenes.corrections import CorrectionCanvases, join
+from training.scenes.features import load_or_build
+from training.scenes.grammar import compose
+from training.scenes.sample import sample_scene
+from training.stage1 import SceneRun, export, prepare
+from training.stage2 import SceneCorrection, claim, collect, run
+
+CANVAS = 128
+
+
+@pytest.fixture(scope="module")
+def stage1(tmp_path_factory: pytest.TempPathFactory) -> SceneRun:
+    """A new tiny model, saved as the checkpoint that Stage II begins with."""
+    torch.manual_seed(0)
+    tower = EfficientNetTower(
+        VisionConfig(
+            tower="efficientnet_lite0",
+            image_size=6 * STRIDE,
+            patch_size=STRIDE,
+            hidden_size=FEATURE_CHANNELS,
+        )
+    )
+    folder = tmp_path_factory.mktemp("stage1")
+    weights = {name: value.contiguous() for name, value in tower.state_dict().items()}
+    save_file(weights, folder / "tower.safetensors")
+    config = SceneTraining.model_validate(
+        {
+            "tower": folder / "tower.safetensors",
+            "model": {"hidden_size": 32, "intermediate_size": 64, "layers": 1, "heads": 2},
+            "phases": [{"steps": 1}],
+        }
+    )
+    scene_run = prepare(config, folder)
+    export(scene_run, {}, folder / "checkpoint")
+    return scene_run
+
+
+def configuration(stage1: SceneRun, **changes: object) -> SceneCorrection:
+    values = {
+        "start_from": stage1.folder / "checkpoint",
+        "data": {"scenes": 4, "validation_scenes": 2},
+        "drafts": {"scenes": 4, "tokens_per_step": (8, 64)},
+        "pictures": 4,
+        "phases": [{"steps": 60}],
+        "warmup": 5,
+        "evaluate_every": 60,
+        "save_every": 60,
+        "precision": "no",
+    }
+    return SceneCorrection.model_validate(values | changes)
+
+
+def spoilt_drafts(stage1: SceneRun) -> list[Draft]:
+    """Drafts as a good model makes them: captions with two tokens a draft wrong."""
+    drafts = []
+    for seed in range(4):
+        scene = sample_scene(seed, stage1.atlas)
+        for tokens in (8, 64):
+            rng = np.random.default_rng((seed, tokens))
+            ids = stage1.tokenizer.encode(compose(scene, rng).text).ids[: CANVAS - 1]
+            for place in rng.choice(40, 2, replace=False).tolist():
+                ids[place] = ids[place + 1]
+            text = stage1.tokenizer.decode(ids)
+            key = f"train-{seed}@{tokens}"
+            drafts.append(
+                Draft(key, "What?", "It.", tuple(ids), text, tokens, scene=("train", seed))
+            )
+    return drafts
+
+
+def test_a_round_learns_its_corrections(stage1: SceneRun, tmp_path: Path) -> None:
+    """Drafts that are there already are not drafted again, as after a killed run."""
+    folder = tmp_path / "round-0"
+    folder.mkdir()
+    write_records(folder / "drafts.jsonl", [draft.to_json() for draft in spoilt_drafts(stage1)])
+    config = configuration(stage1)
+    checkpoint = run(config, tmp_path)
+    assert checkpoint == folder / "checkpoint"
+
+    counts = json.loads((folder / "counts.json").read_text())
+    assert counts["correct"] == {"known": 0, "corrected": 8}
+    assert counts["filter"]["kept"] == 8
+    log = [
+        json.loads(line) for line in (folder / "captions" / "log.jsonl").read_text().splitlines()
+    ]
+    losses = [line["loss_pair"] for line in log if "loss_pair" in line]
+    assert losses[0] < np.log(820)
+    assert not any("loss_masked" in line or "loss_clean" in line for line in log)
+
+    rows = read_corrected(folder / "corrected.jsonl")
+    before, after = (
+        flagged_right(path, rows, tmp_path) for path in (config.start_from, checkpoint)
+    )
+    assert before < 0.2
+    assert after > 0.8
+
+
+def flagged_right(checkpoint: Path | None, rows: list[Corrected], folder: Path) -> float:
+    """How many flagged tokens a model corrects, with the whole draft in view."""
+    assert checkpoint is not None
+    config = SceneTraining.model_validate(
+        {"tower": "none", "start_from": checkpoint, "phases": [{"steps": 1}]}
+    )
+    scene_run = prepare(config, folder)
+    features = load_or_build(
+        "train", 0, 4, scene_run.atlas, scene_run.model, folder.parent / "features"
+    )
+    right = total = 0
+    for row in rows:
+        inputs = torch.full((1, CANVAS), scene_run.model_config.stop_token_id)
+        inputs[0, : len(row.ids)] = torch.tensor(row.ids)
+        with torch.no_grad():
+            logits_TV = scene_run.objective.logits(features.rows(np.array([row.scene[1]])), inputs)
+        said = logits_TV.argmax(-1).tolist()
+        right += sum(said[flag] == row.labels[flag] for flag in row.flags)
+        total += len(row.flags)
+    return right / total
+
+
+def test_drafts_come_from_the_model_and_are_made_once(stage1: SceneRun, tmp_path: Path) -> None:
+    config = configuration(stage1, drafts={"scenes": 2, "tokens_per_step": (64,)})
+    scene_run = replace(prepare(config, tmp_path), folder=tmp_path)
+    features = load_or_build("train", 0, 4, scene_run.atlas, scene_run.model, tmp_path / "features")
+    collect(config, scene_run, features, range(2, 4))
+    drafts = read_drafts(tmp_path / "drafts.jsonl")
+    assert [draft.key for draft in drafts] == ["train-2@64", "train-3@64"]
+    assert drafts[0].scene == ("train", 2)
+    counts = json.loads((tmp_path / "counts.json").read_text())
+    assert sum(counts["filter"].values()) == 2
+    collect(config, scene_run, features, range(2, 4))
+    assert read_drafts(tmp_path / "drafts.jsonl") == drafts
+    again = json.loads((tmp_path / "counts.json").read_text())
+    assert again["correct"] == {"known": 2}
+    assert again["filter"] == counts["filter"]
+
+
+def test_a_control_goes_on_with_stage_1_without_drafts(stage1: SceneRun, tmp_path: Path) -> None:
+    config = configuration(stage1, correction_share=0, phases=[{"steps": 2}], pictures=2)
+    checkpoint = run(config, tmp_path)
+    assert not (tmp_path / "round-0" / "drafts.jsonl").exists()
+    began = load_file(stage1.folder / "checkpoint" / "model.safetensors")
+    ended = load_file(checkpoint / "model.safetensors")
+    assert began.keys() == ended.keys()
+    head = next(name for name in ended if name.endswith("lm_head.weight"))
+    assert not torch.equal(began[head], ended[head])
+
+
+def test_another_configuration_does_not_resume(stage1: SceneRun, tmp_path: Path) -> None:
+    claim(tmp_path, configuration(stage1))
+    claim(tmp_path, configuration(stage1, threads=1))
+    with pytest.raises(TrainConfigError, match=r"another correction_share: 1\.0, now 0\.5"):
+        claim(tmp_path, configuration(stage1, correction_share=0.5))
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"start_from": None}, "start_from"),
+        ({"rounds": 2}, "2 rounds of 4 scenes"),
+        ({"expert": {"kind": "noisy", "dropped": 0.6, "wrong": 0.6}}, "expert.dropped"),
+    ],
+)
+def test_a_wrong_configuration_is_named(
+    stage1: SceneRun, changes: dict[str, object], fault: str
+) -> None:
+    with pytest.raises(ValueError, match=fault):
+        configuration(stage1, **changes)
+
+
+def rows_of_scenes(*seeds: int) -> list[Corrected]:
+    return [
+        Corrected(f"k{n}", ("train", seed), (10 + n, 11, 12), (10 + n, 21, 12), (1,))
+        for n, seed in enumerate(seeds)
+    ]
+
+
+def deal(rows: list[Corrected], pictures: int, each: int) -> tuple[list[tuple[str, int]], Canvases]:
+    dealer = CorrectionCanvases(rows, length=6, stop_id=5, weight=2.0)
+    return dealer.deal(pictures, each, np.random.default_rng(0))
+
+
+def test_corrections_train_their_segments_alone() -> None:
+    scenes, canvases = deal(rows_of_scenes(7), 1, 1)
+    assert scenes == [("train", 7)]
+    assert canvases.inputs_NC.tolist() == [[10, 11, 12, 5, 5, 5]]
+    assert canvases.targets_NC.tolist() == [[10, 21, 12, 5, 5, 5]]
+    assert canvases.weights_NC.tolist() == [[0, 2, 0, 0, 0, 0]]
+    assert canvases.parts_NC.tolist() == [[0, PAIR, 0, 0, 0, 0]]
+    assert canvases.slots_NC.tolist() == [[0, 0, 0, END_SLOT, END_SLOT, END_SLOT]]
+
+
+def test_drafts_of_one_scene_share_its_picture() -> None:
+    scenes, canvases = deal(rows_of_scenes(7, 7, 9), 40, 2)
+    pairs = canvases.inputs_NC[:, 0].reshape(40, 2).tolist()
+    assert {seed for _, seed in scenes} == {7, 9}
+    for (_, seed), pair in zip(scenes, pairs, strict=True):
+        assert set(pair) == ({10, 11} if seed == 7 else {12})
+
+
+def test_a_draft_as_long_as_the_canvas_or_longer_is_cut() -> None:
+    row = Corrected("k", ("train", 7), tuple(range(10, 20)), tuple(range(10, 20)), (2, 8))
+    _, canvases = deal([row], 1, 1)
+    assert canvases.inputs_NC.tolist() == [[10, 11, 12, 13, 14, 15]]
+    assert canvases.weights_NC.nonzero()[1].tolist() == [2]
+
+
+def test_canvases_are_joined_in_order() -> None:
+    _, one = deal(rows_of_scenes(7), 1, 1)
+    _, other = deal(rows_of_scenes(7, 7), 1, 2)
+    both = join(one, other)
+    assert both.inputs_NC.shape == both.weights_NC.shape == both.slots_NC.shape == (3, 6)
+    assert both.inputs_NC[0].tolist() == one.inputs_NC[0].tolist()
+
+
+def test_nothing_to_train_on_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no corrected drafts"):
+        CorrectionCanvases([], length=6, stop_id=5)

@@ -1,0 +1,113 @@
+"""Experts for scenes, from a configuration."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from training.config import Strict
+from training.experts.noisy import NoisyExpert
+from training.experts.oracle import OracleExpert
+from training.experts.protocol import ExpertError
+from training.scenes.render import render
+from training.scenes.sample import sample_scene
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from PIL import Image
+    from tokenizers import Tokenizer
+
+    from training.experts.chat import ChatExpert
+    from training.experts.protocol import Expert
+    from training.records import Draft
+    from training.scenes.atlas import Atlas
+    from training.scenes.graph import Scene
+
+
+class ExpertShape(Strict):
+    """Who corrects. `openai` takes its key from the environment, OPENAI_API_KEY."""
+
+    kind: Literal["oracle", "noisy", "openai"] = "oracle"
+    dropped: float = Field(0.0, ge=0, le=1)
+    """Share of the noisy expert's corrections that are left out, and `wrong` ones."""
+    wrong: float = Field(0.0, ge=0, le=1)
+    model: str = "o4-mini"
+    base_url: str | None = None
+    concurrency: int = Field(8, gt=0)
+    timeout: float = Field(120.0, gt=0)
+    attempts: int = Field(6, gt=0)
+    prompt_price: float = Field(0.0, ge=0)
+    """Of a million tokens, as `completion_price`."""
+    completion_price: float = Field(0.0, ge=0)
+
+
+def scene_expert(
+    shape: ExpertShape, atlas: Atlas, tokenizer: Tokenizer, seed: int, cache: Path
+) -> Expert:
+    """An expert for drafts of scenes; answers of an endpoint are kept in the folder `cache`.
+
+    Raises:
+        ExpertError: the endpoint's client cannot be made.
+    """
+
+    @lru_cache(maxsize=64)
+    def scene(split: str, number: int) -> Scene:
+        return sample_scene(number, atlas, split=split)
+
+    def scene_of(draft: Draft) -> Scene:
+        if draft.scene is None:
+            raise ExpertError(f"draft {draft.key} is of no scene")
+        return scene(*draft.scene)
+
+    def decoy_of(chance: random.Random) -> Scene:
+        return sample_scene(chance.randrange(2**31), atlas)
+
+    def picture_of(draft: Draft) -> Image.Image:
+        return render(scene_of(draft), atlas)
+
+    oracle = OracleExpert(scene_of, tokenizer)
+    if shape.kind == "oracle":
+        return oracle
+    if shape.kind == "noisy":
+        return NoisyExpert(oracle, decoy_of, shape.dropped, shape.wrong, seed)
+    return chat_expert(shape, tokenizer, picture_of, cache)
+
+
+def chat_expert(
+    shape: ExpertShape,
+    tokenizer: Tokenizer,
+    picture_of: Callable[[Draft], Image.Image],
+    cache: Path,
+) -> ChatExpert:
+    """An expert behind an endpoint, for drafts of any pictures.
+
+    Raises:
+        ExpertError: the openai package is missing, or there is no key.
+    """
+    try:
+        import openai
+    except ImportError:
+        raise ExpertError(
+            "the openai expert needs the package openai: pip install 'rediff-serve[train]'"
+        ) from None
+    from training.experts.cache import AnswerCache
+    from training.experts.chat import ChatExpert, ChatSettings
+
+    try:
+        client = openai.OpenAI(base_url=shape.base_url)
+    except openai.OpenAIError as error:
+        raise ExpertError(" ".join(str(error).split())) from None
+    settings = ChatSettings(
+        model=shape.model,
+        concurrency=shape.concurrency,
+        timeout=shape.timeout,
+        attempts=shape.attempts,
+        prompt_price=shape.prompt_price,
+        completion_price=shape.completion_price,
+    )
+    return ChatExpert(client, settings, tokenizer, picture_of, AnswerCache(cache))
