@@ -227,7 +227,8 @@ def _canvas_kernel(
     left = tl.maximum(steps - step, 1)
     spread = (tl.sum(block_masked.to(tl.int64), axis=0) + left - 1) // left
     count = tl.where(official, fixed, spread)
-    refining = refine & (step >= tl.load(refine_from_ptr + request))
+    begun = (step >= tl.load(refine_from_ptr + request)) | (polish & (official == 0))
+    refining = refine & begun
     known = (ids != mask_id) & in_block & refining & running
     part = tl.floor(tl.sum(known.to(tl.int64), axis=0).to(tl.float64) * fraction)
     # A part is of the open positions, the whole is not: closed ones rank behind every part.

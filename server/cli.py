@@ -26,6 +26,8 @@ app = typer.Typer(
 )
 data = typer.Typer(help="Make data sets.", rich_markup_mode=None)
 app.add_typer(data, name="data")
+train = typer.Typer(help="Train checkpoints.", rich_markup_mode=None)
+app.add_typer(train, name="train")
 
 
 def main() -> None:
@@ -238,6 +240,89 @@ def scenes(
         write_split(split, n, seed, out, Atlas.load(), compose, overwrite=overwrite)
     except (ValueError, OSError) as error:
         raise CommandError(str(error)) from None
+
+
+@train.command()
+def stage1(
+    config: Annotated[
+        Path, typer.Option(envvar="REDIFF_CONFIG", help="YAML file; see training/configs.")
+    ],
+    out: Annotated[
+        Path, typer.Option(envvar="REDIFF_OUT", help="The run's folder; what it holds is resumed.")
+    ],
+    override: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Replace one value: data.scenes=100."),
+    ] = None,
+) -> None:
+    """Train the embedded model on sticker scenes: alignment, mask-only, Stage I."""
+    import logging
+
+    from training.config import SceneTraining, TrainConfigError
+    from training.loop import TrainingError
+    from training.stage1 import run
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        typer.echo(run(SceneTraining.read(config, override or ()), out))
+    except (TrainConfigError, TrainingError, OSError) as error:
+        raise CommandError(str(error)) from None
+
+
+@app.command()
+def evaluate(
+    model: Model = None,
+    revision: Revision = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    threads: Threads = None,
+    split: Annotated[str, typer.Option(envvar="REDIFF_SPLIT", help="Which scenes.")] = "test",
+    seed: Annotated[int, typer.Option(envvar="REDIFF_SEED", help="Draws the scenes.")] = 0,
+    n: Annotated[int, typer.Option("--n", envvar="REDIFF_N", help="How many scenes.")] = 200,
+    tokens_per_step: Annotated[
+        str, typer.Option(envvar="REDIFF_TOKENS_PER_STEP", help="Comma-separated.")
+    ] = "1,4,8",
+    refine: Annotated[str, typer.Option(envvar="REDIFF_REFINE", help="on, off or both.")] = "on",
+    atlas: Annotated[
+        Path | None, typer.Option(envvar="REDIFF_ATLAS", help="Pictures of another vendor.")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", envvar="REDIFF_JSON", help="File for the figures.")
+    ] = None,
+    captions: Annotated[
+        Path | None, typer.Option(envvar="REDIFF_CAPTIONS", help="File for every caption.")
+    ] = None,
+) -> None:
+    """Caption unseen sticker scenes and score them with the exact evaluator."""
+    settings = _settings(dict(locals()))
+    kinds = {"on": (True,), "off": (False,), "both": (False, True)}
+    if refine not in kinds:
+        raise CommandError(f"--refine must be on, off or both, got {refine!r}")
+    sizes = tokens_per_step.split(",")
+    if not all(size.strip().isdecimal() and int(size) > 0 for size in sizes):
+        raise CommandError(f"--tokens-per-step must list positive numbers, got {tokens_per_step!r}")
+    from server.engine.runner import load_captioner
+    from training.evaluate import evaluate_split, table, write_captions
+    from training.scenes.atlas import Atlas
+
+    try:
+        rows, scenes = evaluate_split(
+            load_captioner(settings.engine()),
+            split,
+            seed,
+            n,
+            Atlas.load(atlas),
+            [int(size) for size in sizes],
+            kinds[refine],
+        )
+        if captions is not None:
+            write_captions(captions, rows, scenes, split)
+    except (ValueError, OSError) as error:
+        raise CommandError(str(error)) from None
+    typer.echo(table(rows))
+    if json_file is not None:
+        figures = {"split": split, "seed": seed, "n": n, "rows": [row.to_json() for row in rows]}
+        json_file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
 def _settings(given: dict[str, Any]) -> "Settings":

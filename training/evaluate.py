@@ -19,7 +19,7 @@ from training.scenes.export import SEED_STRIDE, annotation
 from training.scenes.grammar import compose
 from training.scenes.render import render
 from training.scenes.sample import sample_scene
-from training.scenes.score import score, summarise
+from training.scenes.score import METRICS, score, summarise
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -134,6 +134,16 @@ def evaluate_split(
         for revise in refine
     ]
     return rows, scenes
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The means as text, a line a way of decoding."""
+    header = f"{'tokens/step':>11} {'refine':>6} {'forwards':>8}"
+    lines = [header + "".join(f" {metric:>13}" for metric in METRICS)]
+    for row in rows:
+        start = f"{row.tokens_per_step:>11} {'on' if row.refine else 'off':>6} {row.forwards:>8.1f}"
+        lines.append(start + "".join(f" {row.metrics[m]['mean']:>13.3f}" for m in METRICS))
+    return "\n".join(lines)
 
 
 def write_captions(path: Path, rows: Sequence[Row], scenes: Sequence[Scene], split: str) -> None:

@@ -31,8 +31,8 @@ def apply(
     draft: Draft, segments: Sequence[Segment], tokenizer: Tokenizer
 ) -> tuple[Correction, list[Segment], list[Problem]]:
     """The draft's ids with corrected labels, the segments that were used, and what was wrong with
-    the others: `unequal` token counts, `identical`, or `unaligned` (other tokens would change, or
-    the ids do not spell the text)."""
+    the others: `unequal` token counts, `identical`, `unaligned` (other tokens would change, those
+    of another correction too, or the ids do not spell the text)."""
     labels, flags = list(draft.ids), [False] * len(draft.ids)
     used: list[Segment] = []
     problems: list[Problem] = []
@@ -52,11 +52,14 @@ def apply(
         fixed = text[: segment.start] + segment.target + text[segment.end :]
         if spells and rows:
             first, last = rows[0], rows[-1] + 1
-            before = text[offsets[first] : segment.start]
-            after = text[segment.end : offsets[last]]
+            if not plain:
+                first, last = _whole_words(first, last, draft.text, offsets)
+            before = draft.text[offsets[first] : segment.start]
+            after = draft.text[segment.end : offsets[last]]
             piece = f"{before}{segment.target}{after}"
             new = tokenizer.encode(piece, add_special_tokens=False).ids
-            kind = _judge(labels, first, last, new, fixed, tokenizer if plain else None)
+            if not any(flags[first:last]):
+                kind = _judge(labels, first, last, new, fixed, tokenizer if plain else None)
         if kind:
             org = draft.text[segment.start : segment.end]
             problems.append(Problem(kind, draft.key, f"{org!r} -> {segment.target!r}"))
@@ -66,6 +69,22 @@ def apply(
         flags[first:last] = [True] * (last - first)
         used.append(segment)
     return Correction(draft.ids, tuple(labels), tuple(flags)), used[::-1], problems
+
+
+def _whole_words(first: int, last: int, text: str, offsets: Sequence[int]) -> tuple[int, int]:
+    """The rows extended to whole words with the space before them, as tokenizers cut text.
+
+    Else a word that a draft spells in odd tokens would be corrected in odd ones.
+    """
+    while first and text[offsets[first] :][:1].isalnum() and _leads(text[offsets[first] - 1]):
+        first -= 1
+    while text[offsets[last] :][:1].isalnum() and text[offsets[last] - 1].isalnum():
+        last += 1
+    return first, last
+
+
+def _leads(character: str) -> bool:
+    return character == " " or character.isalnum()
 
 
 def _judge(

@@ -289,11 +289,12 @@ def optimizers(scene_run: SceneRun) -> list[Optimizer]:
 
 
 def export(scene_run: SceneRun, average: Mapping[str, torch.Tensor], out: Path) -> None:
-    """Write the checkpoint folder with averaged weights."""
+    """Write the checkpoint folder with averaged weights; the frozen tower in half precision."""
     trained = dict(scene_run.objective.named_parameters())
     with torch.no_grad():
         for name, value in average.items():
             trained[name].copy_(value)
+    cast("nn.Module", scene_run.model.tower).half()
     tokenizer_folder = scene_run.folder / "tokenizer"
     save_tokenizer(scene_run.tokenizer, tokenizer_folder)
     save(scene_run.model, scene_run.model_config, tokenizer_folder, out)

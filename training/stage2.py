@@ -131,7 +131,9 @@ def claim(folder: Path, config: SceneCorrection) -> None:
             )
         return
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    fresh = path.with_name("config.json.new")
+    fresh.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    fresh.replace(path)
 
 
 def collect(

@@ -26,6 +26,23 @@ _DTYPES = {
 }
 
 
+def load_captioner(config: EngineConfig) -> Captioner:
+    """The configured checkpoint on its device.
+
+    Raises:
+        ValueError: the checkpoint or the device cannot be used; the message says why.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    device = _device(config.device)
+    return Captioner.load(
+        config.model,
+        revision=config.revision,
+        device=device,
+        dtype=_dtype(config.dtype, device),
+    )
+
+
 class SamplerRunner:
     """A captioner whose jobs step through `rediff_model.sampler`."""
 
@@ -48,16 +65,7 @@ class SamplerRunner:
         Raises:
             ValueError: the checkpoint or the device cannot be used; the message says why.
         """
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
-        device = _device(config.device)
-        captioner = Captioner.load(
-            config.model,
-            revision=config.revision,
-            device=device,
-            dtype=_dtype(config.dtype, device),
-        )
-        return cls(captioner)
+        return cls(load_captioner(config))
 
     def prepare(self, image: Image.Image, question: str | None) -> Prepared:
         """The embedded prompt of a picture and a question."""

@@ -178,7 +178,8 @@ def test_features_hold_each_cells_channels_in_reading_order(
     row, column = 1, 0
     cell = features[1, row * cells + column]
     window = (1, slice(None), slice(2 * row, 2 * row + 2), slice(2 * column, 2 * column + 2))
-    middle = maps["stride16"].unflatten(3, (-1, 2)).mean(4).unflatten(2, (-1, 2)).mean(3)
+    side = 2 * cells
+    middle = maps["stride16"].reshape(2, -1, side, 2, side, 2).mean(dim=(3, 5))
     expected = torch.cat((maps["stride32"][window].flatten(), middle[window].flatten()))
     assert len(maps["stride32"][window].flatten()) == 4 * DEEP_CHANNELS
     torch.testing.assert_close(cell[:TRUNK_CHANNELS], expected.clamp(-LIMIT, LIMIT))

@@ -98,19 +98,20 @@ def test_every_speed_for_every_subject(model: LanguageModel, tmp_path: Path) -> 
     assert len(draft(model, tmp_path / "drafts.jsonl", settings)) == 10
 
 
-def test_an_interrupted_step_goes_on_to_the_same_file(
-    model: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_step_goes_on_to_the_same_file(model: LanguageModel, tmp_path: Path) -> None:
     settings = DraftSettings((2, 8), canvas_length=16, batch_size=4, temperature=1.0)
     path = tmp_path / "drafts.jsonl"
     whole = draft(model, path, settings)
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:2]) + lines[2][:40])
     asked: list[int] = []
-    monkeypatch.setattr(
-        f"{__name__}.prompts", lambda numbers, ask=prompts: asked.extend(numbers) or ask(numbers)
-    )
-    assert draft(model, path, settings) == whole
+
+    def listen(numbers: Sequence[int]) -> list[Tensor | None]:
+        asked.extend(numbers)
+        return prompts(numbers)
+
+    write_drafts(model, IDS, sample_tokenizer().decode, SUBJECTS, listen, settings, path)
+    assert read_drafts(path) == whole
     assert asked == [2, 1, 3, 5]
 
 
@@ -259,13 +260,12 @@ def test_what_is_kept_trains_as_a_conversation(tmp_path: Path) -> None:
     toy = Tokenizer.from_file(str(GOLDENS / "data_pipeline" / "toy_tokenizer" / "tokenizer.json"))
     text = "A red cat and a red dog."
     ids = toy.encode(text, add_special_tokens=False).ids
-    pair = Pair("red", "big", text.rindex("red"))
+    pair = Pair("red", "blue", text.rindex("red"))
     write_records(tmp_path / "v.jsonl", [{"key": "k", **Verdict((pair,)).to_json()}])
     counts = filter_corrections(
         [make_draft("k", text, ids)], tmp_path / "v.jsonl", toy, tmp_path / "c.jsonl"
     )
-    if not counts["kept"]:
-        pytest.fail(f"the pair of this test must fit the toy tokenizer: {counts}")
+    assert counts["kept"] == 1
     [record] = read_records(tmp_path / "c.jsonl")
     sample = Renderer(toy, Specials.from_tokenizer(toy))(parse_row(record, "c.jsonl:1"))
     start = sample.prompt_length
@@ -288,6 +288,20 @@ def test_tokens_of_the_draft_stay_its_own() -> None:
     assert [problem.kind for problem in problems] == ["unequal"]
     assert tokenizer.decode(correction.labels) == "The red fox is square."
     assert list(correction.labels[:-2]) == ids[:-2]
+
+
+def test_two_corrections_of_one_token_do_not_mix() -> None:
+    """The draft has one token for both segments; the last one takes it."""
+    tokenizer = sample_tokenizer()
+    text = "There are stickers."
+    draft = make_draft("k", text)
+    start = text.index("stickers")
+    pairs = [Pair("stick", "slack", start), Pair("ers", "ens", start + 5)]
+    segments, _ = locate([text], pairs, "k")
+    correction, used, problems = apply(draft, segments, tokenizer)
+    assert len(used) + len(problems) == 2
+    assert len(used) < 2
+    assert len(correction.labels) == len(draft.ids)
 
 
 def test_ids_that_do_not_spell_the_text_cannot_be_corrected() -> None:

@@ -132,8 +132,8 @@ def builder() -> CanvasBuilder:
         tokenizer,
         NAMES,
         length=128,
-        mask_id=tokenizer.token_to_id(MASK),
-        stop_id=tokenizer.token_to_id(END_OF_TURN),
+        mask_id=SPECIAL_TOKENS.index(MASK),
+        stop_id=SPECIAL_TOKENS.index(END_OF_TURN),
         special_ids=len(SPECIAL_TOKENS),
     )
 

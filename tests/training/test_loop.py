@@ -43,9 +43,15 @@ def optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
     return [torch.optim.Muon(matrices, lr=0.02), torch.optim.AdamW(others, lr=1e-2)]
 
 
-def quiet(steps: int, **changes: int) -> LoopSettings:
+def quiet(steps: int, accumulate: int = 1) -> LoopSettings:
     return LoopSettings(
-        steps=steps, log_every=5, save_every=5, warmup=2, precision="no", progress=False, **changes
+        steps=steps,
+        log_every=5,
+        save_every=5,
+        warmup=2,
+        accumulate=accumulate,
+        precision="no",
+        progress=False,
     )
 
 

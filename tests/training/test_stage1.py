@@ -1,4 +1,4 @@
-"""Stage I on scenes, at a size that trains in seconds, through the code that trains the real one."""
+"""Stage I on scenes, in seconds, through the code that trains the real one."""
 
 import json
 from pathlib import Path

@@ -1,0 +1,42 @@
+"""Triton kernels run where there is a GPU or the interpreter; `test_interpreter` starts the latter.
+
+The interpreter must be chosen before triton is imported, which other packages do as well: hence
+a process of its own, and not a variable that would reach other tests.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+collect_ignore_glob = [] if INTERPRETED or torch.cuda.is_available() else ["test_triton_*.py"]
+
+
+@pytest.fixture
+def device() -> str:
+    """Where kernels run here."""
+    return "cpu" if INTERPRETED else "cuda"
+
+
+@pytest.fixture(autouse=True)
+def _poisoned(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """What a kernel leaves unwritten is NaN or the type's lowest number, not what was there."""
+    if request.path.name.startswith("test_triton_"):
+        monkeypatch.setattr(torch, "empty", _poison(torch.empty))
+        monkeypatch.setattr(torch, "empty_like", _poison(torch.empty_like))
+
+
+def _poison(make):  # type: ignore[no-untyped-def]
+    def poisoned(*args, **options):  # type: ignore[no-untyped-def]
+        made = make(*args, **options)
+        if made.dtype == torch.bool:
+            return made.fill_(True)
+        if made.dtype.is_floating_point:
+            return made.fill_(torch.nan)
+        return made.fill_(torch.iinfo(made.dtype).min)
+
+    return poisoned
