@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
+JOBS ?= 2
 SOURCES := server rediff_model kernels training benchmarks tests scripts
 
 .PHONY: install serve test check fix bench gpu-check clean
@@ -28,7 +29,7 @@ serve: $(STAMP)
 	$(BIN)/rediff serve $(ARGS)
 
 test: check
-	$(BIN)/python -m pytest -q -m "not slow and not gpu and not system" $(ARGS)
+	$(BIN)/python -m pytest -q -n $(JOBS) -m "not slow and not gpu and not system" $(ARGS)
 
 # Only reads.
 check: $(DEV_STAMP)
@@ -41,8 +42,20 @@ fix: $(DEV_STAMP)
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
 
+# Prints ratios; JSON goes to benchmarks/results.
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks.checkpoint
+	$(BIN)/python -m benchmarks.checkpoint --json benchmarks/results/checkpoint.json
+	$(BIN)/python -m benchmarks.sampler --model rediff_model/checkpoints/embedded --n 16 \
+		--json benchmarks/results/sampler.json
+
+# Installs nothing: make gpu-check PYTHON=python3 runs where torch, triton and transformers are.
+gpu-check:
+	$(PYTHON) -m pytest -q -p no:cacheprovider -m gpu
+	$(PYTHON) -m benchmarks.kernels --json benchmarks/results/gpu-kernels.json
+	$(PYTHON) -m benchmarks.sampler --shape 8b --device cuda --dtype bfloat16 --n 16 --reference 2 \
+		--json benchmarks/results/gpu-sampler-8b.json
+	$(PYTHON) -m benchmarks.sampler --shape 8b --prefix-attention full --device cuda \
+		--dtype bfloat16 --n 8 --reference 2 --json benchmarks/results/gpu-sampler-8b-full.json
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -116,6 +116,7 @@ def main() -> None:
     parser.add_argument("--gigabytes", type=float, default=2.0)
     parser.add_argument("--dtype", choices=DTYPES, action="append")
     parser.add_argument("--folder", type=Path, help="measure this checkpoint in this process")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
     chosen = parser.parse_args()
     dtypes = chosen.dtype or ["bfloat16", "float32"]
     if chosen.folder is not None:
@@ -124,9 +125,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "synthetic"
         write_synthetic(folder, chosen.gigabytes)
-        for dtype in dtypes:
-            figures = measure_in_subprocess(folder, dtype)
-            sys.stdout.write(json.dumps({"dtype": dtype, **figures}) + "\n")
+        rows = [{"dtype": dtype, **measure_in_subprocess(folder, dtype)} for dtype in dtypes]
+    for row in rows:
+        sys.stdout.write(json.dumps(row) + "\n")
+    if chosen.json is not None:
+        command = "python -m benchmarks.checkpoint"
+        result = {"command": command, "torch": torch.__version__, "rows": rows}
+        chosen.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -55,11 +55,12 @@ class Partials:
     def join(self, columns: int) -> Selection:
         """The selection of each row of `columns` logits."""
         rows, parts = self.ids_TP.shape
+        like_T = self.own_TP[:, 0]
         chosen = Selection(
-            ids_T=torch.empty(rows, dtype=torch.int64, device=self.ids_TP.device),
-            log_odds_T=self.own_TP.new_empty(rows),
-            logsumexp_T=self.own_TP.new_empty(rows),
-            entropy_T=None if self.slope_TP is None else self.own_TP.new_empty(rows),
+            ids_T=torch.empty_like(like_T, dtype=torch.int64),
+            log_odds_T=torch.empty_like(like_T),
+            logsumexp_T=torch.empty_like(like_T),
+            entropy_T=None if self.slope_TP is None else torch.empty_like(like_T),
         )
         if rows:
             _join_kernel[(rows,)](

@@ -82,6 +82,23 @@ def select_tokens(
     return Selection(ids_T, log_odds_T, shift_T + total_T.log(), entropy_T)
 
 
+def lm_head_select(
+    hidden_TD: Tensor,
+    weight_VD: Tensor,
+    suppressed_S: Tensor,
+    suppress_T: Tensor,
+    avoided_id: int,
+    avoid_T: Tensor,
+    *,
+    entropy: bool = False,
+) -> Selection:
+    """`select_tokens` of the LM head's logits, `hidden_TD @ weight_VD.T`, widened to float32."""
+    logits_TV = hidden_TD @ weight_VD.T
+    if logits_TV.dtype != torch.float64:
+        logits_TV = logits_TV.float()
+    return select_tokens(logits_TV, suppressed_S, suppress_T, avoided_id, avoid_T, entropy=entropy)
+
+
 def refine_canvas(
     plan: Plan, canvas: Canvas, predicted_BC: Tensor, score_BC: Tensor
 ) -> tuple[Canvas, Written]:

@@ -245,9 +245,7 @@ def _canvas_kernel(
         other_score = _scores(score_ptr, other_at, other_inside)
         other_open = other_inside & (other_at < bound)
         other_masked = other_open & (other_ids == mask_id)
-        other_known = (
-            other_open & (other_ids != mask_id) & (other_at >= start) & (other_at < end)
-        )
+        other_known = other_open & (other_ids != mask_id) & (other_at >= start) & (other_at < end)
         before = _before(score, at, other_score, other_at)
         mask_rank += tl.sum((before & other_masked[None, :]).to(tl.int32), axis=1)
         known_rank += tl.sum((before & other_known[None, :]).to(tl.int32), axis=1)

@@ -201,9 +201,7 @@ def _part_kernel(
             less = tl.where(gone, 0.0, tl.exp(-tl.abs(logit - own)))
             if ENTROPY:
                 rise = tl.where(gone, 0.0, logit - own)
-                slope = tl.where(
-                    keep, slope + less * rise, less * (slope - rise * (others + 1))
-                )
+                slope = tl.where(keep, slope + less * rise, less * (slope - rise * (others + 1)))
             others = tl.where(keep, others + less, less * (others + 1))
             ids = tl.where(keep, ids, at)
             own = tl.where(keep, own, logit)

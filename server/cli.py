@@ -6,7 +6,9 @@ Heavy imports stand inside the commands, so that `rediff --help` answers at once
 # Annotations are not postponed here: typer reads them at run time.
 import json
 import os
+import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -223,15 +225,16 @@ def caption(
 
 @data.command()
 def scenes(
-    n: Annotated[int, typer.Option("--n", envvar="REDIFF_N", help="How many scenes.")],
+    n: Annotated[int, typer.Option("--n", envvar="REDIFF_N", help="How many scenes.", min=1)],
     out: Annotated[Path, typer.Option(envvar="REDIFF_OUT", help="Folder to write to.")],
     split: Annotated[str, typer.Option(envvar="REDIFF_SPLIT", help="Which scenes.")] = "test",
-    seed: Annotated[int, typer.Option(envvar="REDIFF_SEED", help="Draws the scenes.")] = 0,
+    seed: Annotated[int, typer.Option(envvar="REDIFF_SEED", help="Draws the scenes.", min=0)] = 0,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", envvar="REDIFF_OVERWRITE", help="Replace the folder.")
+        bool, typer.Option("--overwrite", envvar="REDIFF_OVERWRITE", help="Replace older scenes.")
     ] = False,
 ) -> None:
     """Write sticker scenes: PNG pictures and annotations.jsonl."""
+    _check_folder(out, overwrite=overwrite)
     from training.scenes.atlas import Atlas
     from training.scenes.export import write_split
     from training.scenes.grammar import compose
@@ -242,30 +245,47 @@ def scenes(
         raise CommandError(str(error)) from None
 
 
+Config = Annotated[
+    Path, typer.Option(envvar="REDIFF_CONFIG", help="YAML file; see training/configs.")
+]
+RunFolder = Annotated[
+    Path, typer.Option("--out", envvar="REDIFF_OUT", help="The run; what it holds is resumed.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Replace one value: data.scenes=100."),
+]
+
+
 @train.command()
-def stage1(
-    config: Annotated[
-        Path, typer.Option(envvar="REDIFF_CONFIG", help="YAML file; see training/configs.")
-    ],
-    out: Annotated[
-        Path, typer.Option(envvar="REDIFF_OUT", help="The run's folder; what it holds is resumed.")
-    ],
-    override: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Replace one value: data.scenes=100."),
-    ] = None,
-) -> None:
+def stage1(config: Config, out: RunFolder, override: Overrides = None) -> None:
     """Train the embedded model on sticker scenes: alignment, mask-only, Stage I."""
+    from training.config import SceneTraining
+    from training.stage1 import run
+
+    _train(lambda: run(SceneTraining.read(config, override or ()), out))
+
+
+@train.command()
+def stage2(config: Config, out: RunFolder, override: Overrides = None) -> None:
+    """Let the model draft, an expert correct, and train on the corrections."""
+    from training.stage2 import SceneCorrection, run
+
+    _train(lambda: run(SceneCorrection.read(config, override or ()), out))
+
+
+def _train(run: Callable[[], Path]) -> None:
+    """Run a training with its progress on stderr and print the checkpoint's folder."""
     import logging
 
-    from training.config import SceneTraining, TrainConfigError
+    from training.config import TrainConfigError
+    from training.experts.protocol import ExpertError
     from training.loop import TrainingError
-    from training.stage1 import run
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        typer.echo(run(SceneTraining.read(config, override or ()), out))
-    except (TrainConfigError, TrainingError, OSError) as error:
+        typer.echo(run())
+    except (TrainConfigError, TrainingError, ExpertError, OSError, ValueError) as error:
         raise CommandError(str(error)) from None
 
 
@@ -323,6 +343,17 @@ def evaluate(
     if json_file is not None:
         figures = {"split": split, "seed": seed, "n": n, "rows": [row.to_json() for row in rows]}
         json_file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+def _check_folder(folder: Path, *, overwrite: bool) -> None:
+    """Refuse a folder that holds anything, or when overwriting anything but scenes."""
+    if not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        if not overwrite:
+            raise CommandError(f"{folder} is not empty; --overwrite replaces it")
+        if not re.fullmatch(r"annotations\.jsonl|\d{6,}\.png", path.name):
+            raise CommandError(f"{folder} holds {path.name}, which is no part of a set of scenes")
 
 
 def _settings(given: dict[str, Any]) -> "Settings":

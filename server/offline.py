@@ -73,6 +73,11 @@ class Captions:
         Raises:
             CannotCaption: an option or the model cannot be used.
         """
+        if prompt is not None and len(prompt) > settings.max_prompt_characters:
+            raise CannotCaption(
+                f"prompt has {len(prompt)} characters, the limit is "
+                f"{settings.max_prompt_characters}"
+            )
         names = sampling.keys() & SamplingOptions.model_fields
         try:
             options = SamplingOptions.model_validate({name: sampling[name] for name in names})
@@ -87,7 +92,8 @@ class Captions:
         limits = ImageLimits(
             settings.max_image_bytes, settings.max_image_pixels, settings.max_image_side
         )
-        return cls(runner, resolved, limits, prompt, settings.max_batch)
+        question = prompt if prompt and prompt.strip() else None
+        return cls(runner, resolved, limits, question, settings.max_batch)
 
     def of(self, paths: Sequence[Path]) -> Iterator[FileCaption]:
         """One result a file, in order; a file that cannot be read does not stop the others."""
@@ -105,10 +111,12 @@ class Captions:
     def _prepare(self, path: Path) -> Prepared | str:
         """The prompt of a picture, or why there is none."""
         try:
-            size = path.stat().st_size
-            if size > self.limits.max_bytes:
-                return f"the file has {size} bytes, above the limit of {self.limits.max_bytes}"
-            image = decode_image(path.read_bytes(), self.limits)
+            with path.open("rb") as stream:
+                # Devices and pipes have no size to ask for, and may never end.
+                content = stream.read(self.limits.max_bytes + 1)
+            if len(content) > self.limits.max_bytes:
+                return f"the file is above the limit of {self.limits.max_bytes} bytes"
+            image = decode_image(content, self.limits)
         except ImageError as error:
             return error.message
         except OSError as error:

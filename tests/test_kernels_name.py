@@ -8,11 +8,12 @@ ROOT = Path(__file__).parents[1]
 
 PROBE = """
 import sys
+import kernels
+import kernels.ops
+assert "triton" not in sys.modules, "our package loaded triton"  # torch's compiler may, later on
 from transformers import LlamaModel, SiglipVisionModel
 from transformers.utils import is_kernels_available
-import kernels
 assert not is_kernels_available(), "transformers takes our kernels package for the PyPI one"
-assert "triton" not in sys.modules, "triton was loaded"
 assert kernels.__file__.startswith(sys.argv[1]), kernels.__file__
 """
 

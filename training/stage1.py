@@ -243,7 +243,20 @@ def train_captions(
         logger.info("step %d: %s", step, {key: round(value, 3) for key, value in result.items()})
         return result
 
-    settings = LoopSettings(
+    settings = loop_settings(config)
+    return train(
+        scene_run.objective,
+        optimizers(scene_run),
+        batch,
+        settings,
+        scene_run.folder / "captions",
+        evaluate=evaluate,
+    )
+
+
+def loop_settings(config: SceneTraining) -> LoopSettings:
+    """The loop of the caption phases."""
+    return LoopSettings(
         steps=config.steps,
         warmup=config.warmup,
         schedule=config.schedule,
@@ -253,14 +266,6 @@ def train_captions(
         precision=config.precision,
         save_every=config.save_every,
         evaluate_every=config.evaluate_every,
-    )
-    return train(
-        scene_run.objective,
-        optimizers(scene_run),
-        batch,
-        settings,
-        scene_run.folder / "captions",
-        evaluate=evaluate,
     )
 
 

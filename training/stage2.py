@@ -18,14 +18,14 @@ from training.correct import correct
 from training.draft import DraftSettings, Subject, write_drafts
 from training.experts.build import ExpertShape, scene_expert
 from training.filter import filter_corrections, read_corrected
-from training.loop import LoopSettings, train
+from training.loop import train
 from training.records import read_drafts
 from training.scenes.canvases import Mix
 from training.scenes.corrections import CorrectionCanvases, join
 from training.scenes.features import load_or_build
 from training.scenes.grammar import compose
 from training.scenes.objective import SceneBatch, slot_accuracy
-from training.stage1 import export, mix_of, optimizers, prepare
+from training.stage1 import export, loop_settings, mix_of, optimizers, prepare
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -225,17 +225,7 @@ def train_corrections(
     def evaluate(step: int) -> Mapping[str, float]:
         return slot_accuracy(scene_run.objective, held, scene_run.model_config.mask_token_id)
 
-    settings = LoopSettings(
-        steps=config.steps,
-        warmup=config.warmup,
-        schedule=config.schedule,
-        tail=config.tail,
-        clip=config.clip,
-        ema=config.ema,
-        precision=config.precision,
-        save_every=config.save_every,
-        evaluate_every=config.evaluate_every,
-    )
+    settings = loop_settings(config)
     return train(
         scene_run.objective.train(),
         optimizers(scene_run),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
 
 from server.api.errors import BadBody
 from server.api.schemas import CaptionBody, FileSource, SamplingOptions
@@ -28,12 +29,22 @@ async def read_body(request: Request, kind: type[B]) -> B:
 
     Raises:
         BadBody: the body does not fit.
-        HTTPException: the form cannot be parsed.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type == "multipart/form-data":
-        return await _read_form(request, kind)
-    return await read_json(request, kind)
+        try:
+            return await _read_form(request, kind)
+        except HTTPException as error:
+            reason = f"the form cannot be read: {error.detail}"
+            raise BadBody(400, "invalid_request", reason) from None
+    try:
+        return await read_json(request, kind)
+    except BadBody as error:
+        if error.code != "invalid_json" or media_type == "application/json":
+            raise
+        # Whoever sends the picture itself as the body needs another hint than a broken bracket.
+        message = "the body is neither JSON nor a multipart form"
+        raise BadBody(400, "invalid_json", message) from None
 
 
 async def read_json(request: Request, kind: type[M]) -> M:

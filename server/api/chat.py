@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from server.api.errors import BadBody
 from server.api.schemas import SamplingOptions
@@ -29,13 +29,24 @@ class Part(BaseModel):
     image_url: ImageUrl | None = None
 
 
+def _content_kind(content: object) -> str:
+    return "parts" if isinstance(content, list) else "text"
+
+
+# Told apart by hand: of an undecided union the first error would be that a list is no text.
+Content = Annotated[
+    Annotated[str, Tag("text")] | Annotated[list[Part], Tag("parts")],
+    Discriminator(_content_kind),
+]
+
+
 class Message(BaseModel):
     """One message; only the user's is read."""
 
     model_config = ConfigDict(extra="ignore")
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[Part] | None = None
+    content: Content | None = None
 
 
 class StreamOptions(BaseModel):

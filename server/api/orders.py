@@ -52,6 +52,8 @@ class Orders:
                     f"{self._max_prompt_characters}",
                     param=name,
                 )
+        if draft is not None and not draft.strip():
+            raise BadSetting("draft must not be blank", param="draft")
         if timeout is not None and not 0 < timeout <= config.max_request_timeout:
             raise BadSetting(
                 f"timeout_seconds must be above 0 and at most {config.max_request_timeout:g}",
@@ -62,6 +64,5 @@ class Orders:
         def image() -> Image.Image:
             return decode_image(picture(), self._limits)
 
-        return CaptionRequest(
-            image, settings, prompt or None, draft, wants_steps, priority, timeout
-        )
+        question = prompt if prompt and prompt.strip() else None
+        return CaptionRequest(image, settings, question, draft, wants_steps, priority, timeout)

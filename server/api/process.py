@@ -109,7 +109,8 @@ async def _serve(settings: Settings, load: Callable[[], Runner], listener: socke
         timeout_graceful_shutdown=_LAST_WORDS,
     )
     server = DrainingServer(config, service, settings.drain_timeout)
-    address = "http://{}:{}".format(*listener.getsockname()[:2])
+    host, port = listener.getsockname()[:2]
+    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     async def announce() -> None:
         if await service.settled() == "ready":

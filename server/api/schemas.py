@@ -5,15 +5,14 @@ from __future__ import annotations
 import base64
 import binascii
 from dataclasses import replace
-from typing import Annotated, Final, Literal, TypeVar
+from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from rediff_model.settings import PRESETS, SamplerSettings, SettingsError
 from server.api.errors import BadBody
 from server.errors import BadSetting
 
-B = TypeVar("B", bound=BaseModel)
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -205,15 +204,3 @@ def _from_base64(text: str, param: str) -> bytes:
         return base64.b64decode(text.translate(_WHITESPACE), validate=True)
     except (binascii.Error, ValueError):
         raise BadBody(400, "invalid_base64", "the image is not valid base64", param) from None
-
-
-def parse_json(kind: type[B], body: bytes) -> B:
-    """A JSON body, types taken strictly.
-
-    Raises:
-        BadBody: not JSON, or not of the schema.
-    """
-    try:
-        return kind.model_validate_json(body, strict=True)
-    except ValidationError as error:
-        raise BadBody.of(error) from None

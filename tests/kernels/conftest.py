@@ -7,9 +7,15 @@ a process of its own, and not a variable that would reach other tests.
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -26,12 +32,14 @@ def device() -> str:
 def _poisoned(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """What a kernel leaves unwritten is NaN or the type's lowest number, not what was there."""
     if request.path.name.startswith("test_triton_"):
-        monkeypatch.setattr(torch, "empty", _poison(torch.empty))
-        monkeypatch.setattr(torch, "empty_like", _poison(torch.empty_like))
+        monkeypatch.setattr(torch, "empty", poisoned(torch.empty))
+        monkeypatch.setattr(torch, "empty_like", poisoned(torch.empty_like))
 
 
-def _poison(make):  # type: ignore[no-untyped-def]
-    def poisoned(*args, **options):  # type: ignore[no-untyped-def]
+def poisoned(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`make` with the worst content."""
+
+    def allocate(*args: object, **options: object) -> Tensor:
         made = make(*args, **options)
         if made.dtype == torch.bool:
             return made.fill_(True)
@@ -39,4 +47,4 @@ def _poison(make):  # type: ignore[no-untyped-def]
             return made.fill_(torch.nan)
         return made.fill_(torch.iinfo(made.dtype).min)
 
-    return poisoned
+    return allocate

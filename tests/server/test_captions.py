@@ -198,3 +198,10 @@ async def test_a_lower_priority_goes_first() -> None:
         for call in calls:
             await call.task
         assert server.runner.starts == [["first"], ["soon"], ["middle"], ["late"]]
+
+
+@pytest.mark.parametrize("prompt", ["", " \n\t", None])
+async def test_a_blank_prompt_is_the_default_one(prompt: str | None) -> None:
+    async with running() as server:
+        answer = await server.client.post("/caption", json=body(prompt=prompt))
+        assert answer.json()["caption"] == DEFAULT_CAPTION

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import subprocess
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -85,6 +89,38 @@ def test_the_same_file_twice_is_captioned_twice(
     assert capsys.readouterr().out.count(DEFAULT_CAPTION) == 2
 
 
+def test_of_an_endless_file_no_more_is_read_than_the_limit(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    runner: FakeRunner,
+    tmp_path: Path,
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+
+    def write() -> None:
+        with suppress(BrokenPipeError), pipe.open("wb", buffering=0) as stream:
+            stream.write(png() + b"\0" * 5000)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    assert rediff(monkeypatch, "caption", pipe, "--max-image-bytes", "1024") == 1
+    writer.join()
+    assert capsys.readouterr().err == (
+        f"rediff: {pipe}: the file is above the limit of 1024 bytes\n"
+    )
+
+
+def test_a_blank_prompt_is_the_default_one(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    runner: FakeRunner,
+    pictures: list[Path],
+) -> None:
+    assert rediff(monkeypatch, "caption", pictures[0], "--prompt", "  ") == 0
+    assert capsys.readouterr().out == f"{DEFAULT_CAPTION}\n"
+
+
 def test_json_is_an_object_a_file(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -130,9 +166,14 @@ def test_options_come_from_the_environment(
         (["caption", "x.png", "--preset", "best"], 1, "preset: "),
         (["caption", "x.png", "--steps", "4", "--tokens-per-step", "4"], 1, "exclude each other"),
         (["caption", "x.png", "--device", "gpu"], 1, "device: "),
+        (["caption", "x.png", "--prompt", "a" * 4001], 1, "prompt has 4001 characters"),
         (["serve", "--port", "x"], 1, "port: "),
+        (["serve", "--port", "70000"], 1, "port: "),
         (["serve", "--colour", "x"], 2, "No such option"),
         (["data", "scenes"], 2, "Missing option"),
+        (["data", "scenes", "--n", "0", "--out", "x"], 2, "'--n'"),
+        (["data", "scenes", "--n", "1", "--seed", "-1", "--out", "x"], 2, "'--seed'"),
+        (["data", "scenes", "--n", "1", "--split", "best", "--out", "x"], 1, "split is 'best'"),
     ],
 )
 def test_wrong_use_is_one_line(
@@ -161,6 +202,18 @@ def test_a_model_that_cannot_be_loaded_is_one_line(
     assert capsys.readouterr().err == f"rediff: no checkpoint folder at {tmp_path / 'none'}\n"
 
 
+def test_a_port_that_is_taken_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], runner: FakeRunner
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert rediff(monkeypatch, "serve", "--port", str(port)) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"rediff: cannot listen on 127.0.0.1 port {port}: Address")
+    assert err.count("\n") == 1
+
+
 def test_scenes_are_written(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -174,9 +227,22 @@ def test_scenes_are_written(
         assert row["caption"]
         assert set(row["objects"][0]) == {"name", "colour", "shape", "size", "box"}
     assert rediff(monkeypatch, *arguments, "--out", tmp_path / "a") == 1
+    err = capsys.readouterr().err
+    assert err == f"rediff: {tmp_path / 'a'} is not empty; --overwrite replaces it\n"
     assert rediff(monkeypatch, *arguments, "--out", tmp_path / "a", "--overwrite") == 0
-    assert rediff(monkeypatch, "data", "scenes", "--n", "0", "--out", tmp_path / "c") == 1
-    assert all(line.startswith("rediff: ") for line in capsys.readouterr().err.splitlines())
+
+
+def test_overwriting_scenes_removes_nothing_but_scenes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    thesis = tmp_path / "thesis.txt"
+    thesis.write_text("years of work")
+    arguments = ("data", "scenes", "--n", "1", "--out", tmp_path, "--overwrite")
+    assert rediff(monkeypatch, *arguments) == 1
+    assert thesis.read_text() == "years of work"
+    assert capsys.readouterr().err == (
+        f"rediff: {tmp_path} holds thesis.txt, which is no part of a set of scenes\n"
+    )
 
 
 def test_help_and_version_import_nothing_heavy() -> None:

@@ -140,11 +140,13 @@ FILE = ("image", ("a", png()))
         ([FILE, ("prompt", (None, "x")), ("prompt", (None, "y"))], 400, None),
         ([FILE, FILE], 400, None),
         ([("other", ("a", png()))], 422, "image"),
+        ([FILE, ("draft", (None, " "))], 400, "draft"),
     ],
 )
 async def test_a_bad_form_is_named(parts: Any, status: int, param: str | None) -> None:
     async with running() as server:
-        answer = await server.client.post("/caption", files=parts)
+        path = "/refine" if "draft" in dict(parts) else "/caption"
+        answer = await server.client.post(path, files=parts)
         assert error_of(answer, status)["param"] == param
 
 
@@ -169,11 +171,39 @@ async def test_a_broken_form_is_400(sent: tuple[bytes, str]) -> None:
         error_of(answer, answer.status_code)
 
 
+@pytest.mark.parametrize(
+    ("parts", "reason"),
+    [
+        ([FILE, ("sampling", ("s.json", b"{}"))], "Too many files"),
+        ([(f"f{number}", (None, "x")) for number in range(30)], "Too many fields"),
+        ([FILE, ("prompt", (None, "x" * 2_000_000))], "1024KB"),
+    ],
+)
+async def test_a_form_that_is_refused_hears_why(parts: Any, reason: str) -> None:
+    async with running() as server:
+        error = error_of(await server.client.post("/caption", files=parts), 400)
+        assert error["code"] == "invalid_request"
+        assert error["message"].startswith("the form cannot be read: ")
+        assert reason in error["message"]
+
+
+@pytest.mark.parametrize("media_type", ["image/png", "application/x-www-form-urlencoded", ""])
+async def test_a_picture_without_a_form_hears_how_to_send_it(media_type: str) -> None:
+    async with running() as server:
+        answer = await server.client.post(
+            "/caption", content=png(), headers={"content-type": media_type}
+        )
+        error = error_of(answer, 400)
+        assert error["code"] == "invalid_json"
+        assert error["message"] == "the body is neither JSON nor a multipart form"
+
+
 async def test_refine_needs_a_draft() -> None:
     async with running() as server:
         assert error_of(await server.client.post("/refine", json=body()), 422)["param"] == "draft"
-        answer = await server.client.post("/refine", json=body(draft=""))
-        assert error_of(answer, 400)["param"] == "draft"
+        for draft in ("", " \n"):
+            answer = await server.client.post("/refine", json=body(draft=draft))
+            assert error_of(answer, 400)["param"] == "draft"
 
 
 async def test_unknown_routes_and_methods_have_the_shape() -> None:

@@ -24,6 +24,15 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 REDIFF = (sys.executable, "-c", "from server.cli import main; main()")
+REDIFF_AND_ITS_IMPORTS = f"""
+import sys
+from server.cli import main
+try:
+    main()
+finally:
+    unwanted = ("transformers", "huggingface_hub", "training", "benchmarks")
+    print([name for name in unwanted if name in sys.modules])
+"""
 IMAGE = {"image": {"base64": base64.b64encode(png(64, 48)).decode()}}
 LONG = {"canvas_length": 256, "steps": 256}
 

@@ -36,8 +36,7 @@ def mended(ids: list[int]) -> str:
     """A caption with every piece replaced by what it should be."""
     out = list(ids)
     for piece in repair(ids, HAND_SCENE, sample_tokenizer()):
-        if piece.target is not None:
-            out[piece.first : piece.last] = piece.target.ids
+        out[piece.first : piece.last] = piece.labels
     text: str = sample_tokenizer().decode(out)
     return text
 
@@ -111,6 +110,13 @@ def test_a_second_sentence_about_one_thing_becomes_the_one_left_out() -> None:
     assert mended(wrong) == " ".join(RIGHT_CAPTION)
 
 
+def test_a_sentence_of_another_length_gets_the_parts_that_fit() -> None:
+    """No true sentence is as long as this one with its longer name, but its colour can be right."""
+    wrong = with_sentence(FOX, FOX.replace("fox", "elephant").replace("red", "blue"))
+    assert mended(wrong) == " ".join(RIGHT_CAPTION).replace("small fox", "small elephant")
+    assert errors_of(HAND_SCENE, wrong, sample_tokenizer()) == ["hopeless"]
+
+
 def test_most_errors_of_any_kind_can_be_mended() -> None:
     rng = np.random.default_rng(1)
     perfect = 0
@@ -120,8 +126,7 @@ def test_most_errors_of_any_kind_can_be_mended() -> None:
         assert pair is not None
         out = list(pair.org_ids)
         for piece in repair(pair.org_ids, scene, sample_tokenizer()):
-            if piece.target is not None:
-                out[piece.first : piece.last] = piece.target.ids
+            out[piece.first : piece.last] = piece.labels
         perfect += score(scene, sample_tokenizer().decode(out), NAMES).factuality == 1
     assert perfect >= 11
 

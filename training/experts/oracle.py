@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from training.records import Verdict
 from training.rows import Pair
-from training.scenes.repair import repair
+from training.scenes.repair import begins_word, repair
 from training.segments import token_offsets
 
 if TYPE_CHECKING:
@@ -48,13 +48,11 @@ class OracleExpert:
         return {}
 
     def _pairs(self, draft: Draft, piece: Piece, offsets: Sequence[int]) -> Iterator[Pair]:
-        if piece.target is None:
-            return
-        for first, last in self._runs(draft.ids[piece.first : piece.last], piece.target.ids):
+        for first, last in self._runs(draft.ids[piece.first : piece.last], piece.labels):
             begin = piece.first + first
             start, end = offsets[begin], offsets[piece.first + last]
             org = draft.text[start:end]
-            target = self.tokenizer.decode(piece.target.ids[first:last])
+            target = self.tokenizer.decode(piece.labels[first:last])
             if org[:1] == target[:1] == " ":
                 start, org, target = start + 1, org[1:], target[1:]
             if org.strip() and org != target:
@@ -65,7 +63,8 @@ class OracleExpert:
         edges = [
             i
             for i in range(len(org))
-            if i == 0 or (self._begins_word(org[i]) and self._begins_word(target[i]))
+            if i == 0
+            or (begins_word(org[i], self.tokenizer) and begins_word(target[i], self.tokenizer))
         ]
         edges.append(len(org))
         begin = end = 0
@@ -79,7 +78,3 @@ class OracleExpert:
             end = last
         if end > begin:
             yield begin, end
-
-    def _begins_word(self, token: int) -> bool:
-        text = self.tokenizer.decode([token])
-        return not text[:1].isalnum()

@@ -27,7 +27,8 @@ ERRORS = (*SLOTS, "template", "agreement", "repetition", "hopeless", "omission")
 """Kinds of error. A slot's name: its phrase is another one. `template`: a word between the phrases
 is. `agreement`: the other form of a/an, is/are or sticker(s). `repetition`: the word before once
 more, or a sentence about what was said. `hopeless`: a sentence with no true one of equal length
-near it. `omission`: a sticker, the count, the backdrop or an expected relation not spoken of."""
+near it, whatever its parts. `omission`: a sticker, the count, the backdrop or an expected relation
+that no sentence speaks of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ def errors_of(scene: Scene, ids: Sequence[int], tokenizer: Tokenizer) -> list[st
     found: list[str] = []
     for piece in pieces:
         found += _errors_within(ids, piece, tokenizer)
-    said = [piece.target.topics for piece in pieces if piece.target and not piece.repeats]
+    said = [piece.topics for piece in pieces if not piece.repeats]
     missing = expected_topics(scene).difference(*said)
     relations = sum(topic[0] == "relation" for topics in said for topic in topics)
     short = max(0, scene.relations_expected - relations)
@@ -140,7 +141,7 @@ def _errors_within(ids: Sequence[int], piece: Piece, tokenizer: Tokenizer) -> li
     found: list[str] = []
     last = -1, ""
     for place in changed:
-        right = piece.target.ids[place - piece.first]
+        right = piece.labels[place - piece.first]
         slot = slots[place - piece.first]
         if flips.get(ids[place]) == right:
             kind = "agreement"

@@ -5,9 +5,10 @@ Shape suffixes: N scenes, P cells of a picture, F feature channels, T side of a 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from training.scenes.sample import sample_scene
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    from torch import nn
 
     from rediff_model.config import ModelConfig
     from rediff_model.model import CaptionModel
@@ -51,12 +54,13 @@ def load_or_build(
 ) -> SceneFeatures:
     """Features of scenes `first` to `first + count` of a split, from `folder` or computed into it.
 
-    An interrupted build goes on where it stopped. The file is keyed by split, range and vendors.
+    An interrupted build goes on where it stopped. The file is keyed by split, range and a
+    fingerprint of how pictures and features are made.
     """
     folder.mkdir(parents=True, exist_ok=True)
     scenes = tuple(sample_scene(seed, atlas, split=split) for seed in range(first, first + count))
     cells, channels = model.tower.patches_per_side**2, model.tower.hidden_size
-    stem = f"{split}-{first}-{count}-{'+'.join(atlas.vendors)}-{cells}x{channels}"
+    stem = f"{split}-{first}-{count}-{fingerprint(scenes[0], atlas, model)}"
     data, done_file = folder / f"{stem}.f16", folder / f"{stem}.json"
     done = json.loads(done_file.read_text())["done"] if done_file.exists() else 0
     shape = (count, cells, channels)
@@ -69,6 +73,18 @@ def load_or_build(
             features_NPF.flush()
             done_file.write_text(json.dumps({"done": done + start + len(part)}))
     return SceneFeatures(scenes, np.memmap(data, dtype=np.float16, mode="r", shape=shape))
+
+
+def fingerprint(scene: Scene, atlas: Atlas, model: CaptionModel) -> str:
+    """A hash of one scene's pixels, the pictures it is made with, and the tower's weights."""
+    digest = hashlib.sha256(scene_tiles([scene], atlas, model.config).numpy().tobytes())
+    for vendor in atlas.vendors:
+        digest.update(vendor.encode())
+        for name in atlas.names:
+            digest.update(atlas.picture(vendor, name).tobytes())
+    for value in cast("nn.Module", model.tower).state_dict().values():
+        digest.update(value.float().numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 def _tower_batches(

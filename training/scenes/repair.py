@@ -1,15 +1,17 @@
 """The true caption nearest to a draft, token for token: what the draft should have said.
 
 Sentences that are true and new stay. What lies between them is divided into true sentences about
-something not said yet, such that the fewest tokens change and none moves.
+something not said yet, such that the fewest tokens change and none moves. A sentence for which
+there is none of its length gets what parts of another one fit.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
 from functools import lru_cache
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
@@ -24,31 +26,37 @@ if TYPE_CHECKING:
     from training.scenes.sentences import Topic, TrueSentence
 
 MOST_CHANGED = 0.6
-"""A sentence of which a greater share of the tokens would change is left as it is: to rewrite it
-would be to guess at what it was meant to be."""
+"""A sentence is not rewritten if a greater share of its tokens would change: that would be to guess
+at what it was meant to be."""
+
+LEAST_ALIKE = 0.6
+"""Share of tokens in common, in order, from which a sentence of another length gives its parts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Tokens [first, last) of a draft and the true sentence they should be.
-
-    `target` is None where no true sentence of that many tokens is near; `repeats` tells that the
-    tokens are a true sentence about what an earlier one has said.
-    """
+    """Tokens [first, last) of a draft and what they should be, `labels`."""
 
     first: int
     last: int
-    target: TrueSentence | None
+    labels: tuple[int, ...]
+    target: TrueSentence | None = None
+    """The true sentence that the labels spell; None where no sentence of that length is near."""
+    topics: frozenset[Topic] = frozenset()
+    """What it speaks of when put right."""
     repeats: bool = False
+    """It is a true sentence about what an earlier one has said."""
+
+    @classmethod
+    def of(cls, first: int, target: TrueSentence, repeats: bool = False) -> Self:
+        """Tokens from `first` on that should spell `target`."""
+        last = first + len(target.ids)
+        return cls(first, last, target.ids, target, target.topics, repeats)
 
     def changed(self, ids: Sequence[int]) -> list[int]:
-        """Positions whose token is not that of the target."""
-        if self.target is None:
-            return []
+        """Positions whose token is not the label."""
         return [
-            self.first + i
-            for i, token in enumerate(self.target.ids)
-            if ids[self.first + i] != token
+            self.first + i for i, label in enumerate(self.labels) if ids[self.first + i] != label
         ]
 
 
@@ -62,14 +70,15 @@ def repair(ids: Sequence[int], scene: Scene, tokenizer: Tokenizer) -> list[Piece
     for first, last in _spans(ids, tokenizer):
         found = known[first == 0].get(tokenizer.decode(ids[first:last]))
         if found is None or found.topics & said:
-            wrong.append(Piece(first, last, None, repeats=found is not None))
+            wrong.append(Piece(first, last, tuple(ids[first:last]), repeats=found is not None))
         else:
             said |= found.topics
             # True is true whichever tokens spell it.
-            pieces.append(Piece(first, last, replace(found, ids=tuple(ids[first:last]))))
+            pieces.append(Piece.of(first, replace(found, ids=tuple(ids[first:last]))))
     for region in _regions(wrong):
         pieces += _divide(ids, region, sentences, said)
     pieces = _one_each(ids, pieces, sentences)
+    pieces = _mend_parts(pieces, sentences, tokenizer)
     return sorted(pieces, key=lambda piece: piece.first)
 
 
@@ -119,7 +128,7 @@ def _divide(
             nearest = int(changed_K.argmin())
             if changed_K[nearest] < MOST_CHANGED * length:
                 repeats = at in by_start and by_start[at].repeats
-                piece = Piece(at, at + length, candidates[nearest], repeats)
+                piece = Piece.of(at, candidates[nearest], repeats)
                 options.append((float(changed_K[nearest]), piece))
         if at in by_start:
             alone = by_start[at]
@@ -141,12 +150,59 @@ def _one_each(
             settled.append(piece)
             continue
         target: TrueSentence | None = piece.target
-        if piece.target.topics & said:
+        if piece.topics & said:
             target = _nearest(ids, piece, sentences[piece.first == 0], said)
-        if target is not None:
-            said |= target.topics
-        settled.append(Piece(piece.first, piece.last, target, piece.repeats))
+        if target is None:
+            own = tuple(ids[piece.first : piece.last])
+            settled.append(Piece(piece.first, piece.last, own, repeats=piece.repeats))
+            continue
+        said |= target.topics
+        settled.append(Piece.of(piece.first, target, piece.repeats))
     return settled
+
+
+def _mend_parts(
+    pieces: Sequence[Piece], sentences: dict[bool, tuple[TrueSentence, ...]], tokenizer: Tokenizer
+) -> list[Piece]:
+    """Pieces without target get the parts of equal length of the sentence most like them."""
+    said = {topic for piece in pieces for topic in piece.topics}
+    mended = []
+    for piece in pieces:
+        if piece.target is None:
+            free = [each for each in sentences[piece.first == 0] if not each.topics & said]
+            piece = _mend(piece, free, tokenizer)
+            said |= piece.topics
+        mended.append(piece)
+    return mended
+
+
+def _mend(piece: Piece, sentences: Iterable[TrueSentence], tokenizer: Tokenizer) -> Piece:
+    matcher = SequenceMatcher[int](None, (), piece.labels, autojunk=False)
+    best, alike = None, LEAST_ALIKE
+    for sentence in sentences:
+        matcher.set_seq1(sentence.ids)
+        if matcher.quick_ratio() > alike and (ratio := matcher.ratio()) > alike:
+            best, alike = sentence, ratio
+    if best is None:
+        return piece
+    matcher.set_seq1(best.ids)
+    labels = list(piece.labels)
+    for what, i, i_end, j, j_end in matcher.get_opcodes():
+        cuts = [(best.ids, i), (best.ids, i_end), (piece.labels, j), (piece.labels, j_end)]
+        if (
+            what == "replace"
+            and i_end - i == j_end - j
+            and all(
+                cut == len(tokens) or begins_word(tokens[cut], tokenizer) for tokens, cut in cuts
+            )
+        ):
+            labels[j:j_end] = best.ids[i:i_end]
+    return replace(piece, labels=tuple(labels), topics=best.topics)
+
+
+def begins_word(token: int, tokenizer: Tokenizer) -> bool:
+    """Whether a token does not go on with the word before it."""
+    return not tokenizer.decode([token])[:1].isalnum()
 
 
 def _nearest(
