@@ -136,6 +136,9 @@ def serve(
     max_prompt_characters: Annotated[
         str | None, _setting(4000, "Longest prompt or draft.", "max_prompt_characters")
     ] = None,
+    max_prompt_tokens: Annotated[
+        str | None, _setting(1024, "The same in tokens.", "max_prompt_tokens")
+    ] = None,
     request_timeout: Annotated[
         str | None, _setting(60.0, "Seconds for a caption.", "request_timeout")
     ] = None,

@@ -93,6 +93,11 @@ class Captions:
             settings.max_image_bytes, settings.max_image_pixels, settings.max_image_side
         )
         question = prompt if prompt and prompt.strip() else None
+        count = 0 if question is None else len(runner.encode(question))
+        if count > settings.max_prompt_tokens:
+            raise CannotCaption(
+                f"prompt has {count} tokens, the limit is {settings.max_prompt_tokens}"
+            )
         return cls(runner, resolved, limits, question, settings.max_batch)
 
     def of(self, paths: Sequence[Path]) -> Iterator[FileCaption]:

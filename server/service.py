@@ -157,7 +157,7 @@ class Service:
             ImageError: raised by the request's own `image`.
         """
         runner = self._admit()
-        request = self._with_draft(request, runner)
+        request = self._encoded(request, runner)
         ticket = Ticket(self._free, request.timeout or self.config.request_timeout)
         self._tickets.add(ticket)
         self._idle.clear()
@@ -205,7 +205,13 @@ class Service:
             raise NotReady("the model is loading", retry_after=RETRY_AFTER)
         return runner
 
-    def _with_draft(self, request: CaptionRequest, runner: Runner) -> CaptionRequest:
+    def _encoded(self, request: CaptionRequest, runner: Runner) -> CaptionRequest:
+        """The request with its draft as ids, if its texts are not too long in tokens."""
+        if (prompt := request.prompt) is not None:
+            limit = self.config.max_prompt_tokens
+            # A character may be four tokens, and a prompt's cost grows with their square.
+            if (count := len(runner.encode(prompt))) > limit:
+                raise BadSetting(f"prompt has {count} tokens, the limit is {limit}", param="prompt")
         if request.draft is None:
             return request
         try:

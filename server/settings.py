@@ -40,6 +40,7 @@ class Settings(BaseSettings):
     max_batch: int = Field(16, ge=1, le=4096)
     max_queue: int = Field(256, ge=0, le=1_000_000)
     max_canvas: int = Field(1024, ge=1, le=65_536)
+    max_prompt_tokens: int = Field(1024, ge=1, le=1_000_000)
     prepare_threads: int = Field(2, ge=1, le=64)
     max_image_bytes: Bytes = 20 * 2**20
     max_image_pixels: int = Field(50_000_000, ge=1, le=178_956_970)

@@ -24,6 +24,8 @@ class EngineConfig:
     """Requests that may wait besides the running ones."""
     max_canvas: int = 1024
     """Longest canvas a request may ask for, in tokens."""
+    max_prompt_tokens: int = 1024
+    """Longest question of a request, in tokens."""
     prepare_threads: int = 2
     """Pictures decoded and encoded at the same time; bounds the memory that pictures take."""
     request_timeout: float = 60.0

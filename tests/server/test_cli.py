@@ -121,6 +121,17 @@ def test_a_blank_prompt_is_the_default_one(
     assert capsys.readouterr().out == f"{DEFAULT_CAPTION}\n"
 
 
+def test_a_prompt_of_too_many_tokens_is_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    runner: FakeRunner,
+    pictures: list[Path],
+) -> None:
+    monkeypatch.setenv("REDIFF_MAX_PROMPT_TOKENS", "3")
+    assert rediff(monkeypatch, "caption", pictures[0], "--prompt", "a b c d") == 1
+    assert capsys.readouterr().err == "rediff: prompt has 4 tokens, the limit is 3\n"
+
+
 def test_json_is_an_object_a_file(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

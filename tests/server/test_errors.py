@@ -198,6 +198,17 @@ async def test_a_picture_without_a_form_hears_how_to_send_it(media_type: str) ->
         assert error["message"] == "the body is neither JSON nor a multipart form"
 
 
+async def test_a_prompt_of_too_many_tokens_is_named() -> None:
+    async with running(max_prompt_tokens=3) as server:
+        answer = await server.client.post("/caption", json=body(prompt="a b c d"))
+        error = error_of(answer, 400)
+        assert error["message"] == "prompt has 4 tokens, the limit is 3"
+        assert error["param"] == "prompt"
+        assert server.service.active == 0
+        answer = await server.client.post("/caption", json=body(prompt="a b c"))
+        assert answer.status_code == 200
+
+
 async def test_refine_needs_a_draft() -> None:
     async with running() as server:
         assert error_of(await server.client.post("/refine", json=body()), 422)["param"] == "draft"

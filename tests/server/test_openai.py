@@ -169,7 +169,7 @@ async def test_the_role_comes_before_the_first_step() -> None:
             chat(user({"type": "image_url", "image_url": "data:,"})),
             "messages.0.content.parts.0.image_url",
         ),
-        (chat(user(3)), "messages.0.content.parts.0"),
+        (chat({"role": "user", "content": [3]}), "messages.0.content.parts.0"),
         (chat({"role": "user", "content": 3}), "messages.0.content.text"),
         (chat({"role": "wizard", "content": "x"}), "messages.0.role"),
         (chat(n=2), "n"),
