@@ -1,8 +1,8 @@
 """Draw a contact sheet of pictures with their captions, for the README.
 
-    rediff data scenes --n 10 --seed 1 --out scenes
-    rediff caption scenes/*.png --json > captions.jsonl
-    python scripts/contact_sheet.py captions.jsonl docs/images/captions.png
+rediff data scenes --n 10 --seed 1 --out scenes
+rediff caption scenes/*.png --json > captions.jsonl
+python scripts/contact_sheet.py captions.jsonl docs/images/captions.png
 """
 
 from __future__ import annotations
