@@ -306,6 +306,9 @@ def evaluate(
         str, typer.Option(envvar="REDIFF_TOKENS_PER_STEP", help="Comma-separated.")
     ] = "1,4,8",
     refine: Annotated[str, typer.Option(envvar="REDIFF_REFINE", help="on, off or both.")] = "on",
+    block_length: Annotated[
+        int | None, typer.Option(envvar="REDIFF_BLOCK_LENGTH", help="Tokens denoised together.")
+    ] = None,
     atlas: Annotated[
         Path | None, typer.Option(envvar="REDIFF_ATLAS", help="Pictures of another vendor.")
     ] = None,
@@ -337,6 +340,7 @@ def evaluate(
             Atlas.load(atlas),
             [int(size) for size in sizes],
             kinds[refine],
+            block_length,
         )
         if captions is not None:
             write_captions(captions, rows, scenes, split)
@@ -344,7 +348,13 @@ def evaluate(
         raise CommandError(str(error)) from None
     typer.echo(table(rows))
     if json_file is not None:
-        figures = {"split": split, "seed": seed, "n": n, "rows": [row.to_json() for row in rows]}
+        figures = {
+            "split": split,
+            "seed": seed,
+            "n": n,
+            "block_length": block_length,
+            "rows": [row.to_json() for row in rows],
+        }
         json_file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 

@@ -102,6 +102,7 @@ def evaluate_split(
     atlas: Atlas,
     tokens_per_step: Sequence[int],
     refine: Sequence[bool],
+    block_length: int | None = None,
     on_captions: Callable[[int], None] | None = None,
 ) -> tuple[list[Row], list[Scene]]:
     """One row a way of decoding, on the scenes that `rediff data scenes` writes for the seed.
@@ -125,6 +126,7 @@ def evaluate_split(
             names,
             SamplerSettings(
                 canvas_length=captioner.config.canvas_length,
+                block_length=block_length,
                 tokens_per_step=tokens,
                 refine=revise,
             ),
