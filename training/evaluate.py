@@ -158,12 +158,12 @@ def write_captions(path: Path, rows: Sequence[Row], scenes: Sequence[Scene], spl
     ]
     with path.open("w", encoding="utf-8") as file:
         for row in rows:
-            for annotation, caption in zip(annotations, row.captions, strict=True):
+            for record, caption in zip(annotations, row.captions, strict=True):
                 line = {
                     "tokens_per_step": row.tokens_per_step,
                     "refine": row.refine,
                     "caption": caption,
-                    "annotation": annotation,
+                    "annotation": record,
                 }
                 file.write(json.dumps(line) + "\n")
 

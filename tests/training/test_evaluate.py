@@ -1,0 +1,54 @@
+"""The evaluation on scenes, with the checkpoint that ships."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rediff_model.model import Captioner
+from training.evaluate import evaluate_split, table, write_captions
+from training.scenes.atlas import Atlas
+from training.scenes.export import scene_from_annotation
+from training.scenes.score import METRICS, score
+
+EMBEDDED = Path(__file__).parents[2] / "rediff_model" / "checkpoints" / "embedded"
+ATLAS = Atlas.load()
+
+
+@pytest.fixture(scope="module")
+def captioner() -> Captioner:
+    return Captioner.load(EMBEDDED)
+
+
+def test_the_shipped_checkpoint_sees_the_picture(captioner: Captioner, tmp_path: Path) -> None:
+    rows, scenes = evaluate_split(captioner, "test", 5, 6, ATLAS, [8], [False, True])
+    assert [(row.tokens_per_step, row.refine) for row in rows] == [(8, False), (8, True)]
+    for row in rows:
+        assert 1 <= row.forwards <= 16
+        assert set(row.metrics) == set(METRICS)
+        assert row.metrics["coverage"]["low"] <= row.metrics["coverage"]["high"]
+        # Chance would name one of 120 classes right in about 3 % of the cases.
+        assert row.metrics["object_recall"]["mean"] > 0.3
+
+    path = tmp_path / "captions.jsonl"
+    write_captions(path, rows, scenes, "test")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len(lines) == 12
+    again = [
+        score(scene_from_annotation(line["annotation"]), line["caption"], ATLAS.names).coverage
+        for line in lines[6:]
+    ]
+    assert sum(again) / 6 == pytest.approx(rows[1].metrics["coverage"]["mean"])
+    assert len(table(rows).splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("count", "tokens", "fault"), [(0, [4], "got 0"), (1, [], "no tokens per step")]
+)
+def test_nothing_to_evaluate_is_an_error(
+    captioner: Captioner, count: int, tokens: list[int], fault: str
+) -> None:
+    with pytest.raises(ValueError, match=fault):
+        evaluate_split(captioner, "test", 0, count, ATLAS, tokens, [True])
+    with pytest.raises(ValueError, match="nowhere"):
+        evaluate_split(captioner, "nowhere", 0, 1, ATLAS, [4], [True])
