@@ -2,7 +2,7 @@
 
 Needs npm and network, and nothing else: packages go to --downloads and are kept there.
 
-    python scripts/build_atlas.py --downloads /tmp/atlas
+    python scripts/build_atlas.py --downloads downloads
 """
 
 from __future__ import annotations
