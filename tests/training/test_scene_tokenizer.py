@@ -10,13 +10,12 @@ from hypothesis import strategies as st
 from scene_samples import NAMES, random_scene, sample_tokenizer
 from transformers import AutoTokenizer
 
+from rediff_model.prompt import DEFAULT_QUESTION, SYSTEM
 from training.scenes.grammar import compose
 from training.scenes.templates import SLOTS, SURFACES
 from training.scenes.tokenizer import (
     END_OF_TEXT,
-    QUESTION,
     SPECIAL_TOKENS,
-    SYSTEM_PROMPT,
     save,
     slot_ids,
     train_tokenizer,
@@ -101,8 +100,8 @@ def test_slots_mark_the_tokens_of_content_words(seed: int) -> None:
 
 def test_the_prompt_is_short() -> None:
     prompt = PROMPTS[0]
-    assert SYSTEM_PROMPT in prompt["prompt"]
-    assert QUESTION in prompt["prompt"]
+    assert SYSTEM in prompt["prompt"]
+    assert DEFAULT_QUESTION in prompt["prompt"]
     tokenizer = sample_tokenizer()
     chunks = [tokenizer.encode(chunk, add_special_tokens=False).ids for chunk in prompt["chunks"]]
     assert len(chunks) == 2
@@ -132,12 +131,12 @@ def test_golden_prompt_is_what_the_chat_template_writes(
 
 
 def test_chat_template_takes_parts_and_a_system_turn(loaded: Any) -> None:
-    parts = [{"type": "image"}, {"type": "text", "text": QUESTION}]
+    parts = [{"type": "image"}, {"type": "text", "text": DEFAULT_QUESTION}]
     written = loaded.apply_chat_template(
         [{"role": "user", "content": parts}], tokenize=False, add_generation_prompt=True
     )
     assert written == PROMPTS[0]["prompt"]
     other = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hm?"}]
     written = loaded.apply_chat_template(other, tokenize=False)
-    assert SYSTEM_PROMPT not in written
+    assert SYSTEM not in written
     assert written.endswith("Hm?<|eot_id|>")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from rediff_model.prompt import DEFAULT_QUESTION, SYSTEM
 from training.scenes.templates import SLOTS
 
 if TYPE_CHECKING:
@@ -25,19 +26,10 @@ END_OF_TURN = "<|eot_id|>"
 SPECIAL_TOKENS = (BOS, END_OF_TEXT, MASK, START_HEADER, END_HEADER, END_OF_TURN)
 """Their ids are 0 to 5 in this order. End of text is also the padding."""
 
-SYSTEM_PROMPT = (
-    "You are a helpful language and vision assistant. You are able to understand the visual "
-    "content that the user provides, and assist the user with a variety of tasks using natural "
-    "language."
-)
-"""Fixed by the official chat template. It is one token here: it never changes."""
-
-QUESTION = "Please describe the image in detail."
-
 CHAT_TEMPLATE = (
     "{{ bos_token }}"
     "{% if messages[0]['role'] != 'system' %}"
-    f"{{{{ '{START_HEADER}system{END_HEADER}\\n\\n{SYSTEM_PROMPT}{END_OF_TURN}' }}}}"
+    f"{{{{ '{START_HEADER}system{END_HEADER}\\n\\n{SYSTEM}{END_OF_TURN}' }}}}"
     "{% endif %}"
     "{% for message in messages %}"
     f"{{{{ '{START_HEADER}' + message['role'] + '{END_HEADER}\\n\\n' }}}}"
@@ -82,7 +74,7 @@ def train_tokenizer(
         show_progress=False,
     )
     tokenizer.train_from_iterator(_corpus(captions, names), trainer)
-    tokenizer.add_tokens([AddedToken(SYSTEM_PROMPT, normalized=False)])
+    tokenizer.add_tokens([AddedToken(SYSTEM, normalized=False)])
     return tokenizer
 
 
@@ -144,7 +136,7 @@ def _corpus(captions: Iterable[str], names: Sequence[str]) -> Iterator[str]:
     pattern = re.compile(rf"(?<![\w-])(?:{'|'.join(ordered)})(?![\w-])") if ordered else None
     for caption in captions:
         yield pattern.sub("", caption) if pattern else caption
-    prompt = f"\n\nsystem\n\nuser\n\nassistant\n\n\n{QUESTION}"
+    prompt = f"\n\nsystem\n\nuser\n\nassistant\n\n\n{DEFAULT_QUESTION}"
     for _ in range(_TEMPLATE_WEIGHT):
         yield from (prompt, "system", "user", "assistant")
     for name in names:
