@@ -205,6 +205,10 @@ def step(batch: int, columns: int, device: str) -> Calls:
         refine_B=whole(1).bool(),
         refine_from_B=whole(0),
         refine_fraction_B=whole(1).double(),
+        least_B=whole(0),
+        reveal_above_B=torch.full((batch,), torch.inf, dtype=torch.float64, device=device),
+        edit_above_B=torch.full((batch,), -torch.inf, dtype=torch.float64, device=device),
+        extra_B=whole(0),
         official_B=whole(0).bool(),
         stops_BQL=torch.ones((batch, 1, 1), dtype=torch.int64, device=device),
         stop_lengths_BQ=whole(1)[:, None].contiguous(),
@@ -214,12 +218,13 @@ def step(batch: int, columns: int, device: str) -> Calls:
     hidden_BC = torch.rand((batch, columns), generator=generator).to(device) < 0.5
     blank = Canvas.blank(predicted_BC.masked_fill(hidden_BC, 0), whole(columns))
     canvas = reference.enter_block(plan, blank, whole(1).bool())
-    score_BC = torch.rand((batch, columns), generator=generator).to(device)
+    log_odds_BC = torch.rand((batch, columns), generator=generator).to(device)
+    arguments = (plan, canvas, predicted_BC, log_odds_BC, log_odds_BC)
 
     def plain() -> tuple[Canvas, Written]:
-        return reference.refine_canvas(plan, canvas, predicted_BC, score_BC)
+        return reference.refine_canvas(*arguments)
 
-    return lambda: launch(plan, canvas, predicted_BC, score_BC), plain, plain
+    return lambda: launch(*arguments), plain, plain
 
 
 def agree(got: Any, want: Any) -> bool:

@@ -7,7 +7,7 @@ H remembered canvases.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
@@ -30,6 +30,16 @@ class _Slots:
         }
         return replace(self, **chosen)
 
+    def _joined(self, new: Self, fill: int) -> dict[str, Any]:
+        """The rows of both, one behind the other; shorter ones are filled up."""
+        joined = {}
+        for field in fields(self):
+            one, two = getattr(self, field.name), getattr(new, field.name)
+            if isinstance(one, torch.Tensor):
+                sizes = [max(pair) for pair in zip(one.shape[1:], two.shape[1:], strict=True)]
+                joined[field.name] = torch.cat((_grow(one, sizes, fill), _grow(two, sizes, fill)))
+        return joined
+
 
 @dataclass(frozen=True, slots=True)
 class Plan(_Slots):
@@ -49,12 +59,26 @@ class Plan(_Slots):
     """First step of a block that refines."""
     refine_fraction_B: Tensor
     """Float64; 1 is all."""
+    least_B: Tensor
+    """Positions that a step reveals at least."""
+    reveal_above_B: Tensor
+    """Positions whose log-odds are above this are revealed too. Float64; inf is none."""
+    edit_above_B: Tensor
+    """Log-odds that a prediction must exceed to replace a token. Float64; -inf is always."""
+    extra_B: Tensor
+    """Steps that only refine, at most, after the last mask of a block."""
     official_B: Tensor
     stops_BQL: Tensor
     stop_lengths_BQ: Tensor
     """0 where a request has fewer sequences than others."""
     stop_span_B: Tensor
     """The longest of a request's stop sequences."""
+
+    def join(self, new: Plan) -> Plan:
+        """The requests of both."""
+        most = max(self.most_blocks, new.most_blocks)
+        # A stop sequence of length 0 is none.
+        return replace(self, most_blocks=most, **self._joined(new, fill=0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +96,8 @@ class Canvas(_Slots):
     """Where the stop is; the answer's length if there is none."""
     polish_B: Tensor
     """The block was complete when it was entered: it is over when nothing new comes."""
+    refined_B: Tensor
+    """Steps of the block that began without a mask before the stop."""
     seen_BH: Tensor
     """Fingerprints of the block's canvases."""
     forwards_B: Tensor
@@ -88,10 +114,24 @@ class Canvas(_Slots):
             block_masks_B=zero_B,
             stop_B=stop_B,
             polish_B=zero_B.bool(),
+            refined_B=zero_B,
             seen_BH=zero_B.new_full((len(zero_B), REMEMBERED), -1),
             forwards_B=zero_B,
             done_B=zero_B.bool(),
         )
+
+    def join(self, new: Canvas, mask_id: int) -> Canvas:
+        """The requests of both."""
+        return replace(self, **self._joined(new, fill=mask_id))
+
+
+def _grow(rows: Tensor, sizes: list[int], fill: int) -> Tensor:
+    """`rows` with the other dimensions filled up at their ends."""
+    if list(rows.shape[1:]) == sizes:
+        return rows
+    grown = rows.new_full((len(rows), *sizes), fill)
+    grown[(slice(None), *(slice(size) for size in rows.shape[1:]))] = rows
+    return grown
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,14 +89,14 @@ def lm_head_select(
 
 
 def refine_canvas(
-    plan: Plan, canvas: Canvas, predicted_BC: Tensor, score_BC: Tensor
+    plan: Plan, canvas: Canvas, predicted_BC: Tensor, score_BC: Tensor, log_odds_BC: Tensor
 ) -> tuple[Canvas, Written]:
     """`reference.refine_canvas`."""
     if canvas.ids_BC.is_cuda and backend() == "triton":
         from kernels.refine_canvas import refine_canvas as launch
 
-        return launch(plan, canvas, predicted_BC, score_BC)
-    return reference.refine_canvas(plan, canvas, predicted_BC, score_BC)
+        return launch(plan, canvas, predicted_BC, score_BC, log_odds_BC)
+    return reference.refine_canvas(plan, canvas, predicted_BC, score_BC, log_odds_BC)
 
 
 def _fast(rows_TX: Tensor) -> bool:

@@ -100,13 +100,14 @@ def lm_head_select(
 
 
 def refine_canvas(
-    plan: Plan, canvas: Canvas, predicted_BC: Tensor, score_BC: Tensor
+    plan: Plan, canvas: Canvas, predicted_BC: Tensor, score_BC: Tensor, log_odds_BC: Tensor
 ) -> tuple[Canvas, Written]:
     """One step of every canvas: reveal, revise, look for the stop, move to the next block.
 
     Reveals the masked positions of highest score, ties to the lower position, as many as the
-    block's schedule says and at most as many as there are. Revises positions of the current
-    block that were not masked when the step began. A finished canvas stays as it is.
+    block's schedule says and at most as many as there are, and those of log-odds above
+    `reveal_above_B`. Revises positions of the current block that were not masked when the step
+    began, if the prediction's log-odds are above `edit_above_B`. A finished canvas stays as it is.
     """
     position_C = torch.arange(canvas.ids_BC.shape[1], device=canvas.ids_BC.device)
     masked_BC = canvas.ids_BC == plan.mask_id
@@ -123,9 +124,12 @@ def refine_canvas(
 
     candidate_BC = masked_BC & open_BC
     count_B = _scheduled(plan, canvas, (masked_BC & in_block_BC).sum(dim=1))
-    revealed_BC = first_k(score_BC, candidate_BC, count_B)
+    sure_BC = log_odds_BC > plan.reveal_above_B[:, None]
+    revealed_BC = first_k(score_BC, candidate_BC, count_B) | (candidate_BC & sure_BC)
 
-    begun_B = (canvas.step_B >= plan.refine_from_B) | (canvas.polish_B & ~plan.official_B)
+    # Nothing is left to reveal: a step that only refines.
+    filled_B = ~plan.official_B & ~(masked_BC & in_block_BC & open_BC).any(dim=1) & ~canvas.done_B
+    begun_B = (canvas.step_B >= plan.refine_from_B) | filled_B
     refining_B = plan.refine_B & begun_B
     known_BC = ~masked_BC & in_block_BC & refining_B[:, None] & running_B1
     fraction_B = (known_BC.sum(dim=1) * plan.refine_fraction_B).floor()
@@ -133,12 +137,17 @@ def refine_canvas(
     revised_BC = torch.where(plan.refine_fraction_B[:, None] < 1, part_BC, known_BC)
     hidden_B = (masked_BC & in_block_BC & ~revealed_BC).any(dim=1)
     # Revising the stop away in the last step would leave the masks behind it in the caption.
-    kept_B = ~plan.official_B & (canvas.step_B + 1 == plan.steps_B) & stop_known_B & hidden_B
+    last_B = (canvas.step_B + 1 == plan.steps_B) | (filled_B & ~canvas.polish_B)
+    kept_B = ~plan.official_B & last_B & stop_known_B & hidden_B
     stop_span_BC = (position_C >= canvas.stop_B[:, None]) & (
         position_C < (canvas.stop_B + plan.stop_span_B)[:, None]
     )
     moving_BC = predicted_BC != canvas.ids_BC
-    revised_BC = revised_BC & ~(stop_span_BC & kept_B[:, None] & moving_BC)
+    timid_BC = (
+        ~(log_odds_BC > plan.edit_above_B[:, None]) & (plan.edit_above_B > -torch.inf)[:, None]
+    )
+    held_BC = (stop_span_BC & kept_B[:, None]) | timid_BC
+    revised_BC = revised_BC & ~(held_BC & moving_BC)
 
     ids_BC = torch.where(revealed_BC | revised_BC, predicted_BC, canvas.ids_BC)
     stop_B = torch.where(
@@ -146,7 +155,7 @@ def refine_canvas(
         _sticky_stop(plan, ids_BC, canvas.stop_B),
         first_stop(plan, ids_BC).amin(dim=1),
     )
-    code_B = fingerprint(ids_BC)
+    code_B = fingerprint(ids_BC, plan.length_B)
     seen_before_B = (canvas.seen_BH == code_B[:, None]).any(dim=1)
     slot_H = torch.arange(canvas.seen_BH.shape[1], device=ids_BC.device)
     turn_B = (canvas.step_B + 1) % canvas.seen_BH.shape[1]
@@ -157,6 +166,7 @@ def refine_canvas(
         block_masks_B=canvas.block_masks_B,
         stop_B=torch.where(canvas.done_B, canvas.stop_B, stop_B),
         polish_B=canvas.polish_B,
+        refined_B=canvas.refined_B + filled_B,
         seen_BH=torch.where(slot_H == turn_B[:, None], code_B[:, None], canvas.seen_BH),
         forwards_B=canvas.forwards_B + ~canvas.done_B,
         done_B=canvas.done_B,
@@ -193,7 +203,7 @@ def enter_block(plan: Plan, canvas: Canvas, leaving_B: Tensor) -> Canvas:
     block_B = torch.where(leaving_B & found_B, next_B, canvas.block_B)
     at_B1 = block_B.clamp(min=0)[:, None]
     fresh_BH = torch.full_like(canvas.seen_BH, -1)
-    fresh_BH[:, 0] = fingerprint(canvas.ids_BC)
+    fresh_BH[:, 0] = fingerprint(canvas.ids_BC, plan.length_B)
     return Canvas(
         ids_BC=canvas.ids_BC,
         block_B=block_B,
@@ -203,6 +213,7 @@ def enter_block(plan: Plan, canvas: Canvas, leaving_B: Tensor) -> Canvas:
         ),
         stop_B=canvas.stop_B,
         polish_B=torch.where(leaving_B, open_BK.gather(1, at_B1).squeeze(1) == 0, canvas.polish_B),
+        refined_B=torch.where(leaving_B, 0, canvas.refined_B),
         seen_BH=torch.where(leaving_B[:, None], fresh_BH, canvas.seen_BH),
         forwards_B=canvas.forwards_B,
         done_B=canvas.done_B | (leaving_B & ~found_B),
@@ -235,10 +246,14 @@ def first_stop(plan: Plan, ids_BC: Tensor) -> Tensor:
     return torch.where(match_BQC, position_C, plan.length_B[:, None, None]).amin(dim=2)
 
 
-def fingerprint(ids_BC: Tensor) -> Tensor:
-    """A number of 63 bits a canvas, to find out whether it was there before."""
+def fingerprint(ids_BC: Tensor, length_B: Tensor) -> Tensor:
+    """A number of 63 bits an answer, to find out whether it was there before.
+
+    Columns behind it do not count: they come and go with other requests.
+    """
     position_C = torch.arange(ids_BC.shape[1], device=ids_BC.device)
-    return noise.derive(ids_BC, position_C).sum(dim=1) & torch.iinfo(torch.int64).max
+    mixed_BC = noise.derive(ids_BC, position_C).masked_fill(position_C >= length_B[:, None], 0)
+    return mixed_BC.sum(dim=1) & torch.iinfo(torch.int64).max
 
 
 def _scheduled(plan: Plan, canvas: Canvas, masks_B: Tensor) -> Tensor:
@@ -246,13 +261,14 @@ def _scheduled(plan: Plan, canvas: Canvas, masks_B: Tensor) -> Tensor:
 
     Officially fixed when the block starts: m masks over s steps, m // s each and one more in the
     first m % s. By default the masks left are spread over the steps left, which is the same
-    until a stop that was found is revised away again.
+    until a stop that was found is revised away again, but at least `least_B`.
     """
     fixed_B = canvas.block_masks_B // plan.steps_B + (
         canvas.step_B < canvas.block_masks_B % plan.steps_B
     )
     left_B = (plan.steps_B - canvas.step_B).clamp(min=1)
-    return torch.where(plan.official_B, fixed_B, (masks_B + left_B - 1) // left_B)
+    spread_B = (masks_B + left_B - 1) // left_B
+    return torch.where(plan.official_B, fixed_B, torch.maximum(spread_B, plan.least_B))
 
 
 def _sticky_stop(plan: Plan, ids_BC: Tensor, stop_B: Tensor) -> Tensor:
@@ -276,9 +292,11 @@ def _leaves(plan: Plan, canvas: Canvas, seen_before_B: Tensor) -> Tensor:
         position_C < (start_B + plan.block_length_B)[:, None]
     )
     before_BC = masked_BC & (position_C < canvas.stop_B[:, None])
-    used_up_B = canvas.step_B >= plan.steps_B
+    extra_B = torch.where(canvas.polish_B, 0, plan.extra_B)
+    used_up_B = canvas.step_B >= plan.steps_B + extra_B
     stop_known_B = canvas.stop_B < plan.length_B
     official_B = ~(masked_BC & in_block_BC).any(dim=1) | (stop_known_B & ~before_BC.any(dim=1))
     filled_B = ~(before_BC & in_block_BC).any(dim=1)
-    default_B = filled_B & (~canvas.polish_B | seen_before_B)
+    refined_B = (canvas.refined_B >= extra_B) | ((canvas.refined_B > 0) & seen_before_B)
+    default_B = filled_B & torch.where(canvas.polish_B, seen_before_B, refined_B)
     return used_up_B | torch.where(plan.official_B, official_B, default_B)

@@ -24,7 +24,7 @@ COMPARED = 4096
 
 
 def refine_canvas(
-    plan: Plan, canvas: Canvas, predicted_BC: Tensor, score_BC: Tensor
+    plan: Plan, canvas: Canvas, predicted_BC: Tensor, score_BC: Tensor, log_odds_BC: Tensor
 ) -> tuple[Canvas, Written]:
     """`reference.refine_canvas`. NaN scores go first.
 
@@ -33,7 +33,7 @@ def refine_canvas(
     """
     ids_BC = canvas.ids_BC
     batch, columns = ids_BC.shape
-    _check(plan, canvas, predicted_BC, score_BC)
+    _check(plan, canvas, predicted_BC, score_BC, log_odds_BC)
     moved = replace(
         canvas,
         ids_BC=torch.empty((batch, columns), dtype=torch.int64, device=ids_BC.device),
@@ -42,6 +42,7 @@ def refine_canvas(
         block_masks_B=torch.empty_like(canvas.block_masks_B),
         stop_B=torch.empty_like(canvas.stop_B),
         polish_B=torch.empty_like(canvas.polish_B),
+        refined_B=torch.empty_like(canvas.refined_B),
         seen_BH=torch.empty_like(canvas.seen_BH),
         forwards_B=torch.empty_like(canvas.forwards_B),
         done_B=torch.empty_like(canvas.done_B),
@@ -61,6 +62,10 @@ def refine_canvas(
             plan.refine_B,
             plan.refine_from_B,
             plan.refine_fraction_B,
+            plan.least_B,
+            plan.reveal_above_B,
+            plan.edit_above_B,
+            plan.extra_B,
             plan.official_B,
             plan.stops_BQL,
             plan.stop_lengths_BQ,
@@ -71,17 +76,20 @@ def refine_canvas(
             canvas.block_masks_B,
             canvas.stop_B,
             canvas.polish_B,
+            canvas.refined_B,
             canvas.seen_BH,
             canvas.forwards_B,
             canvas.done_B,
             predicted_BC,
             score_BC,
+            log_odds_BC,
             moved.ids_BC,
             moved.block_B,
             moved.step_B,
             moved.block_masks_B,
             moved.stop_B,
             moved.polish_B,
+            moved.refined_B,
             moved.seen_BH,
             moved.forwards_B,
             moved.done_B,
@@ -92,6 +100,7 @@ def refine_canvas(
             ids_BC.stride(0),
             predicted_BC.stride(0),
             score_BC.stride(0),
+            log_odds_BC.stride(0),
             plan.mask_id,
             columns,
             plan.stops_BQL.shape[1],
@@ -104,18 +113,22 @@ def refine_canvas(
     return moved, written
 
 
-def _check(plan: Plan, canvas: Canvas, predicted_BC: Tensor, score_BC: Tensor) -> None:
+def _check(
+    plan: Plan, canvas: Canvas, predicted_BC: Tensor, score_BC: Tensor, log_odds_BC: Tensor
+) -> None:
     """Raise ValueError unless the tensors of a step fit each other."""
     shape = canvas.ids_BC.shape
-    for name, tensor in (("predicted", predicted_BC), ("score", score_BC)):
+    named = (("predicted", predicted_BC), ("score", score_BC), ("log-odds", log_odds_BC))
+    for name, tensor in named:
         if tensor.shape != shape:
             raise ValueError(f"{name} must be {tuple(shape)}, got {tuple(tensor.shape)}")
     for name, tensor in (("ids", canvas.ids_BC), ("predicted", predicted_BC)):
         if tensor.dtype != torch.int64:
             raise ValueError(f"{name} must be int64, got {tensor.dtype}")
-    if not score_BC.dtype.is_floating_point:
-        raise ValueError(f"scores must be floating point, got {score_BC.dtype}")
-    for tensor in (canvas.ids_BC, predicted_BC, score_BC):
+    for name, tensor in named[1:]:
+        if not tensor.dtype.is_floating_point:
+            raise ValueError(f"{name} must be floating point, got {tensor.dtype}")
+    for tensor in (canvas.ids_BC, predicted_BC, score_BC, log_odds_BC):
         if tensor.stride(1) != 1:
             raise ValueError(f"positions must lie side by side, got strides {tensor.stride()}")
     for tensor in (plan.stops_BQL, plan.stop_lengths_BQ, canvas.seen_BH):
@@ -150,6 +163,10 @@ def _canvas_kernel(
     refine_ptr: tl.tensor,
     refine_from_ptr: tl.tensor,
     refine_fraction_ptr: tl.tensor,
+    least_ptr: tl.tensor,
+    reveal_above_ptr: tl.tensor,
+    edit_above_ptr: tl.tensor,
+    extra_ptr: tl.tensor,
     official_ptr: tl.tensor,
     stops_ptr: tl.tensor,
     stop_lengths_ptr: tl.tensor,
@@ -160,17 +177,20 @@ def _canvas_kernel(
     block_masks_ptr: tl.tensor,
     stop_ptr: tl.tensor,
     polish_ptr: tl.tensor,
+    refined_ptr: tl.tensor,
     seen_ptr: tl.tensor,
     forwards_ptr: tl.tensor,
     done_ptr: tl.tensor,
     predicted_ptr: tl.tensor,
     score_ptr: tl.tensor,
+    log_odds_ptr: tl.tensor,
     new_ids_ptr: tl.tensor,
     new_block_ptr: tl.tensor,
     new_step_ptr: tl.tensor,
     new_block_masks_ptr: tl.tensor,
     new_stop_ptr: tl.tensor,
     new_polish_ptr: tl.tensor,
+    new_refined_ptr: tl.tensor,
     new_seen_ptr: tl.tensor,
     new_forwards_ptr: tl.tensor,
     new_done_ptr: tl.tensor,
@@ -181,6 +201,7 @@ def _canvas_kernel(
     ids_stride: tl.tensor,
     predicted_stride: tl.tensor,
     score_stride: tl.tensor,
+    log_odds_stride: tl.tensor,
     mask_id: tl.tensor,
     columns: tl.tensor,
     sequences: tl.tensor,
@@ -203,6 +224,10 @@ def _canvas_kernel(
     block_masks = tl.load(block_masks_ptr + request)
     stop = tl.load(stop_ptr + request)
     polish = tl.load(polish_ptr + request)
+    refined = tl.load(refined_ptr + request)
+    reveal_above = tl.load(reveal_above_ptr + request)
+    edit_above = tl.load(edit_above_ptr + request)
+    extra = tl.where(polish, 0, tl.load(extra_ptr + request))
     done = tl.load(done_ptr + request)
     running = done == 0
 
@@ -210,6 +235,7 @@ def _canvas_kernel(
     inside = at < columns
     ids_ptr += request * ids_stride
     score_ptr += request * score_stride
+    log_odds_ptr += request * log_odds_stride
     ids = tl.load(ids_ptr + at, mask=inside, other=-1)
     predicted = tl.load(predicted_ptr + request * predicted_stride + at, mask=inside, other=-1)
     masked = (ids == mask_id) & inside
@@ -222,12 +248,17 @@ def _canvas_kernel(
     is_open = (at < bound) & running
     block_masked = masked & in_block
 
-    # Officially fixed when the block starts; by default spread over the steps that are left.
+    # Officially fixed when the block starts; by default spread over the steps that are left, but
+    # not less than the least.
     fixed = block_masks // steps + (step < block_masks % steps).to(tl.int64)
     left = tl.maximum(steps - step, 1)
     spread = (tl.sum(block_masked.to(tl.int64), axis=0) + left - 1) // left
-    count = tl.where(official, fixed, spread)
-    begun = (step >= tl.load(refine_from_ptr + request)) | (polish & (official == 0))
+    least = tl.load(least_ptr + request)
+    count = tl.where(official, fixed, tl.maximum(spread, least))
+    # Nothing is left to reveal: a step that only refines.
+    any_open = tl.max((block_masked & is_open).to(tl.int32), axis=0) > 0
+    filled = (official == 0) & (any_open == 0) & running
+    begun = (step >= tl.load(refine_from_ptr + request)) | filled
     refining = refine & begun
     known = (ids != mask_id) & in_block & refining & running
     part = tl.floor(tl.sum(known.to(tl.int64), axis=0).to(tl.float64) * fraction)
@@ -249,14 +280,19 @@ def _canvas_kernel(
         before = _before(score, at, other_score, other_at)
         mask_rank += tl.sum((before & other_masked[None, :]).to(tl.int32), axis=1)
         known_rank += tl.sum((before & other_known[None, :]).to(tl.int32), axis=1)
-    revealed = masked & is_open & (mask_rank < count)
+    log_odds = tl.load(log_odds_ptr + at, mask=inside, other=0.0).to(tl.float64)
+    revealed = masked & is_open & ((mask_rank < count) | (log_odds > reveal_above))
     revised = known & (tl.where(is_open, known_rank, BLOCK).to(tl.float64) < part)
 
     # Revising the stop away in the last step would leave the masks behind it in the caption.
     hidden = tl.max((block_masked & (revealed == 0)).to(tl.int32), axis=0) > 0
-    kept = (official == 0) & (step + 1 == steps) & stop_known & hidden
+    last = (step + 1 == steps) | (filled & (polish == 0))
+    kept = (official == 0) & last & stop_known & hidden
     in_stop = (at >= stop) & (at < stop + tl.load(stop_span_ptr + request))
-    revised = revised & ((in_stop & kept & (predicted != ids)) == 0)
+    timid = (log_odds <= edit_above) | (log_odds != log_odds)
+    timid = tl.where(edit_above == -float("inf"), False, timid)
+    held = (in_stop & kept) | timid
+    revised = revised & ((held & (predicted != ids)) == 0)
     ids = tl.where(revealed | revised, predicted, ids)
 
     # By default the earliest stop. Officially it only moves to earlier places and stays when it
@@ -279,12 +315,14 @@ def _canvas_kernel(
     stop_known = new_stop < length
 
     position = at.to(tl.int64)
-    mixed = tl.where(inside, derive(ids, position), 0)
+    # Columns behind the answer come and go with other requests.
+    mixed = tl.where(at < length, derive(ids, position), 0)
     code = tl.sum(mixed, axis=0) & 0x7FFFFFFFFFFFFFFF
     slot = tl.arange(0, HISTORY)
     seen = tl.load(seen_ptr + request * history + slot, mask=slot < history, other=-1)
     seen_before = tl.max((seen == code).to(tl.int32), axis=0) > 0
     next_step = step + 1
+    next_refined = refined + filled.to(tl.int64)
 
     # Whether the block is over.
     masked = (ids == mask_id) & inside
@@ -294,9 +332,10 @@ def _canvas_kernel(
     any_before = tl.max(before_stop.to(tl.int32), axis=0) > 0
     any_block_before = tl.max((before_stop & in_block).to(tl.int32), axis=0) > 0
     official_leaves = (any_masked == 0) | (stop_known & (any_before == 0))
-    default_leaves = (any_block_before == 0) & ((polish == 0) | seen_before)
+    settled = (next_refined >= extra) | ((next_refined > 0) & seen_before)
+    default_leaves = (any_block_before == 0) & tl.where(polish, seen_before, settled)
     leaves = tl.where(official, official_leaves, default_leaves)
-    leaving = ((next_step >= steps) | leaves) & running
+    leaving = ((next_step >= steps + extra) | leaves) & running
 
     # The next block that has work. Beyond the answer there are no blocks.
     masked = masked & (at < length)
@@ -326,6 +365,7 @@ def _canvas_kernel(
     tl.store(new_block_masks_ptr + request, tl.where(leaving, next_masks, block_masks))
     tl.store(new_stop_ptr + request, new_stop)
     tl.store(new_polish_ptr + request, tl.where(leaving, next_open == 0, polish))
+    tl.store(new_refined_ptr + request, tl.where(leaving, 0, next_refined))
     tl.store(new_seen_ptr + request * history + slot, new_seen, mask=slot < history)
     forwards = tl.load(forwards_ptr + request)
     tl.store(new_forwards_ptr + request, forwards + running.to(tl.int64))

@@ -1,101 +1,183 @@
-"""What canvases attend to: their prompts, cached once or recomputed every step.
+"""What canvases attend to: their prompts, cached or recomputed, in buckets of like lengths.
 
-Shape suffixes: B requests, S sequences (the requests, then the unconditional twins of the
-guided ones), P prompt rows, C canvas rows, D hidden size, K key/value heads, E head size.
+Shape suffixes: S sequences (the requests, then the unconditional twins of the guided ones), P
+prompt rows, C canvas rows, D hidden size, T packed canvas rows.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
-from rediff_model.cache import DenseAttend, PrefixAttend
+from rediff_model.buckets import Bucket, BucketAttend, Part, padded
+from rediff_model.buffers import Buffers, room
+from rediff_model.lean import LeanDecoder, suits
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
-    from rediff_model.language import LanguageModel
+    from rediff_model.language import Decoder, LanguageModel
+
+ROWS_AT_ONCE = 4096
+"""Rows of a pass on a CPU: enough to be quick, and what lies between two products stays small."""
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """The prompts of a batch, padded at the end to the longest one.
+    """The prompts of all sequences.
 
-    With prefix attention `keys` and `values` hold a tensor a layer, [S, K, P, E], else
-    `prompt_SPD` the embeddings that every step runs again.
+    Sequences share a bucket if their prompts and their canvases round up to the same room, so
+    that a long prompt costs short ones beside it nothing, and padding is a quarter at most.
+
+    With prefix attention their keys and values are computed when they join. With full attention
+    they run again at every `interval`th forward pass of their sequence, from the first one on;
+    None is the first only.
     """
 
-    lengths: tuple[int, ...]
-    """Prompt rows of each sequence."""
-    rows: tuple[int, ...]
+    decoder: Decoder | LeanDecoder
+    prefix: bool
+    interval: int | None
+    rows: tuple[int, ...] = ()
     """Canvas rows of each sequence."""
-    positions_SC: Tensor
-    allowed_SL: Tensor | None
-    """Over prompt and canvas rows: which may be attended to. None is all."""
-    prompt_SPD: Tensor | None
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
+    buckets: tuple[Bucket, ...] = ()
+    index_T: Tensor | None = None
+    """Where in the flat canvases [S x C] the packed rows are; None if they are the same."""
 
     @classmethod
-    def build(cls, model: LanguageModel, prompts: Sequence[Tensor], rows: Sequence[int]) -> Context:
-        """Lay out S prompts [P, D]; with prefix attention, compute their keys and values."""
-        prompt_SPD = pad_sequence(list(prompts), batch_first=True)
-        lengths = tuple(len(prompt) for prompt in prompts)
-        positions_SC, allowed_SL = _layout(lengths, tuple(rows), prompt_SPD.device)
-        if model.model.config.prefix_attention == "full":
-            return cls(lengths, tuple(rows), positions_SC, allowed_SL, prompt_SPD, (), ())
-        sequences, longest = prompt_SPD.shape[:2]
-        allowed_SP = None if allowed_SL is None else allowed_SL[:, :longest]
-        attend = DenseAttend(sequences, allowed_SP, record=True)
-        positions_P = torch.arange(longest, device=prompt_SPD.device)
-        model.model(prompt_SPD.flatten(0, 1), positions_P.repeat(sequences), attend)
-        keys, values = tuple(attend.keys), tuple(attend.values)
-        return cls(lengths, tuple(rows), positions_SC, allowed_SL, None, keys, values)
+    def empty(cls, model: LanguageModel, interval: int | None) -> Context:
+        """Without sequences. Where it helps, with a copy of the model's weights."""
+        decoder = LeanDecoder.of(model) if suits(model) else model.model
+        return cls(decoder, model.model.config.prefix_attention == "prefix", interval)
 
-    def hidden(self, model: LanguageModel, canvas_SCD: Tensor) -> Tensor:
+    @property
+    def columns(self) -> int:
+        """Canvas rows of the longest sequence."""
+        return max(self.rows)
+
+    def join(self, model: LanguageModel, prompts: Sequence[Tensor], rows: Sequence[int]) -> Context:
+        """Add sequences behind the others: prompts [P, D] and the canvas rows of each."""
+        buckets = {(one.buffers.canvas, one.buffers.prompt): one for one in self.buckets}
+        places: dict[tuple[int, int], list[int]] = {}
+        for number, (prompt_PD, canvas) in enumerate(zip(prompts, rows, strict=True)):
+            places.setdefault((room(canvas), room(len(prompt_PD))), []).append(number)
+        parts: list[Part] = []
+        packed: list[Tensor] = []
+        for key, numbers in places.items():
+            old = buckets.get(key) or Bucket.empty(self._buffers(model, *key))
+            bucket = old.join(
+                [len(self.rows) + number for number in numbers],
+                [prompts[number] for number in numbers],
+                [rows[number] for number in numbers],
+            )
+            buckets[key] = bucket
+            if self.prefix:
+                new = range(len(old.sequences), len(bucket.sequences))
+                parts.append(Part.of(bucket, slice(0, 0), new, sees_canvas=False))
+                packed += [padded(prompts[number], bucket.prompt) for number in numbers]
+        if self.prefix:
+            self._run(parts, packed)
+        return self._of((*self.rows, *rows), tuple(buckets.values()))
+
+    def arrange(self, order: Sequence[int]) -> Context:
+        """Only the sequences of `order`, numbered by their places in it."""
+        number = {sequence: place for place, sequence in enumerate(order)}
+        buckets = []
+        for bucket in self.buckets:
+            kept = [row for row, one in enumerate(bucket.sequences) if one in number]
+            if kept:
+                buckets.append(bucket.keep(kept, [number[bucket.sequences[row]] for row in kept]))
+        return self._of(tuple(self.rows[sequence] for sequence in order), tuple(buckets))
+
+    def hidden(self, canvas_SCD: Tensor) -> Tensor:
         """Run embedded canvases; their rows after the final norm, [S, C, D]."""
-        sequences, columns = canvas_SCD.shape[:2]
-        if self.prompt_SPD is None:
-            cached = PrefixAttend(list(self.keys), list(self.values), self.allowed_SL)
-            hidden_TD = model.model(canvas_SCD.flatten(0, 1), self.positions_SC.flatten(), cached)
-            return hidden_TD.view(sequences, columns, -1)  # type: ignore[no-any-return]
-        longest = self.prompt_SPD.shape[1]
-        positions_P = torch.arange(longest, device=canvas_SCD.device)
-        positions_SL = torch.cat((positions_P.expand(sequences, -1), self.positions_SC), dim=1)
-        whole_SLD = torch.cat((self.prompt_SPD, canvas_SCD), dim=1)
-        attend = DenseAttend(sequences, self.allowed_SL)
-        hidden_TD = model.model(whole_SLD.flatten(0, 1), positions_SL.flatten(), attend)
-        canvas_SCD = hidden_TD.view(sequences, longest + columns, -1)[:, longest:]
-        return canvas_SCD
+        sequences, columns, size = canvas_SCD.shape
+        canvas_TD = canvas_SCD.flatten(0, 1)
+        if self.index_T is not None:
+            canvas_TD = canvas_TD.index_select(0, self.index_T)
+        done: list[Tensor] = []
+        start = 0
+        for parts in self._passes():
+            packed: list[Tensor] = []
+            for part in parts:
+                packed.append(canvas_TD[start : start + part.canvas_rows])
+                start += part.canvas_rows
+                prompt_GPD = part.bucket.buffers.prompt_GPD
+                if part.prompts_R is not None and prompt_GPD is not None:
+                    packed.append(prompt_GPD[part.prompts_R, : part.bucket.prompt].flatten(0, 1))
+            hidden_TD = self._run(parts, packed)
+            sizes = [size for part in parts for size in (part.canvas_rows, part.prompt_rows)]
+            done += torch.split(hidden_TD, sizes)[::2]
+        hidden_TD = torch.cat(done)
+        if self.index_T is not None:
+            canvas_TD = hidden_TD.new_zeros((sequences * columns, size))
+            hidden_TD = canvas_TD.index_copy_(0, self.index_T, hidden_TD)
+        return hidden_TD.view(sequences, columns, size)
 
-    def select(self, kept: Sequence[int], index_S: Tensor) -> Context:
-        """The sequences `kept` (also on the device as `index_S`), trimmed to the longest."""
-        lengths = tuple(self.lengths[sequence] for sequence in kept)
-        rows = tuple(self.rows[sequence] for sequence in kept)
-        positions_SC, allowed_SL = _layout(lengths, rows, self.positions_SC.device)
-        longest = max(lengths)
-        prompt_SPD = self.prompt_SPD
-        if prompt_SPD is not None:
-            prompt_SPD = prompt_SPD[:, :longest].index_select(0, index_S)
-        keys, values = (
-            tuple(layer[:, :, :longest].index_select(0, index_S) for layer in layers)
-            for layers in (self.keys, self.values)
-        )
-        return Context(lengths, rows, positions_SC, allowed_SL, prompt_SPD, keys, values)
+    def _passes(self) -> Iterator[list[Part]]:
+        """The parts of a step that run together: all, or on a CPU a number of rows."""
+        most = ROWS_AT_ONCE if isinstance(self.decoder, LeanDecoder) else sys.maxsize
+        parts: list[Part] = []
+        rows = 0
+        for bucket in self.buckets:
+            count = len(bucket.sequences)
+            due = self._due(bucket)
+            each = bucket.canvas + (bucket.prompt if due else 0)
+            width = min(count, max(1, most // each))
+            for first in range(0, count, width):
+                canvases = slice(first, min(first + width, count))
+                prompts = [row for row in due if canvases.start <= row < canvases.stop]
+                part = Part.of(bucket, canvases, prompts, sees_canvas=True)
+                if parts and rows + part.canvas_rows + part.prompt_rows > most:
+                    yield parts
+                    parts, rows = [], 0
+                parts.append(part)
+                rows += part.canvas_rows + part.prompt_rows
+        yield parts
 
+    def _run(self, parts: Sequence[Part], packed: Sequence[Tensor]) -> Tensor:
+        """Rows of all parts, one after the other, through the model."""
+        position_T = torch.cat([position_T for part in parts for position_T in part.positions()])
+        attend = BucketAttend(tuple(parts))
+        hidden_TD: Tensor = self.decoder(torch.cat(list(packed)), position_T, attend)
+        return hidden_TD
 
-def _layout(
-    lengths: tuple[int, ...], rows: tuple[int, ...], device: torch.device
-) -> tuple[Tensor, Tensor | None]:
-    """Positions of canvas rows, [S, C], and the allowed columns, [S, P + C]."""
-    lengths_S1, rows_S1 = torch.tensor((lengths, rows)).to(device)[:, :, None]
-    column_P, column_C = (torch.arange(max(sizes), device=device) for sizes in (lengths, rows))
-    positions_SC = lengths_S1 + column_C
-    if len(set(lengths)) == len(set(rows)) == 1:
-        return positions_SC, None
-    return positions_SC, torch.cat((column_P < lengths_S1, column_C < rows_S1), dim=1)
+    def aged(self) -> Context:
+        """After a forward pass."""
+        if self.prefix or self.interval == 1:
+            return self
+        older = (replace(one, ages=tuple(age + 1 for age in one.ages)) for one in self.buckets)
+        return replace(self, buckets=tuple(older))
+
+    def _due(self, bucket: Bucket) -> Sequence[int]:
+        """Rows whose prompts run in this step."""
+        if self.prefix:
+            return ()
+        if self.interval == 1:
+            return range(len(bucket.ages))
+        if self.interval is None:
+            return [row for row, age in enumerate(bucket.ages) if age == 0]
+        return [row for row, age in enumerate(bucket.ages) if age % self.interval == 0]
+
+    def _buffers(self, model: LanguageModel, canvas: int, prompt: int) -> Buffers:
+        transient = not self.prefix and self.interval == 1
+        layers = 1 if transient else model.model.config.num_hidden_layers
+        return Buffers.empty(model, canvas, prompt, layers, keep=not self.prefix)
+
+    def _of(self, rows: tuple[int, ...], buckets: tuple[Bucket, ...]) -> Context:
+        """With the packed order of these buckets."""
+        columns = max(rows)
+        order = [
+            sequence * columns + column
+            for bucket in buckets
+            for sequence in bucket.sequences
+            for column in range(bucket.canvas)
+        ]
+        index_T = None
+        if order != list(range(len(rows) * columns)):
+            index_T = torch.tensor(order).to(buckets[0].position_GC.device)
+        return Context(self.decoder, self.prefix, self.interval, rows, buckets, index_T)

@@ -43,7 +43,7 @@ class StepEvent:
     """What one step did to one request."""
 
     request: int
-    """Index of the request in the call that started it."""
+    """The caller's number of the request."""
     step: int
     """Forward passes of this request so far."""
     steps: int

@@ -30,6 +30,8 @@ class Report:
     stop_B: NDArray[np.int64]
     forwards_B: NDArray[np.int64]
     done_B: NDArray[np.bool_]
+    broken_B: NDArray[np.bool_]
+    """Logits were not finite: what was written means nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,16 @@ class Ledger:
             self.revisions_BC[index, :columns],
         )
 
+    def join(self, ids_BC: NDArray[np.int64], origin: Sequence[int]) -> Ledger:
+        """The ledger of canvases `ids_BC` of which each was slot `origin` here; -1 is none."""
+        joined = Ledger.open(self.mask_id, ids_BC)
+        slots = [slot for slot, old in enumerate(origin) if old >= 0]
+        olds = [old for old in origin if old >= 0]
+        columns = min(ids_BC.shape[1], self.ids_BC.shape[1])
+        joined.confidence_BC[slots, :columns] = self.confidence_BC[olds, :columns]
+        joined.revisions_BC[slots, :columns] = self.revisions_BC[olds, :columns]
+        return joined
+
     def caption(self, slot: int, settings: SamplerSettings, stop: int, steps: int) -> Generation:
         """The finished caption of a slot."""
         length = settings.canvas_length
@@ -93,6 +105,8 @@ class StepEvents:
     report: Report
     finished: dict[int, Generation]
     """Captions done with this step, by request."""
+    broken: tuple[int, ...]
+    """Requests whose logits were not finite; they have left without a caption."""
 
     def __iter__(self) -> Iterator[StepEvent]:
         for slot, (request, settings) in enumerate(zip(self.requests, self.settings, strict=True)):

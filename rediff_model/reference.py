@@ -102,10 +102,12 @@ def _denoise_block(
     masks_at_start = int(run.masked()[in_block].sum())
     complete = not run.masked()[first + begin : first + min(run.stop, end)].any()
     polish = complete and settings.refines and not official
+    extra = 0 if polish else settings.extra_steps
+    refined = 0
     seen = [run.canvas()]
     settled = False
 
-    for step in range(steps):
+    for step in range(steps + extra):
         masked_N = run.masked()
         masked = masked_N.tolist()
         masked_C = masked_N[first:]
@@ -113,8 +115,11 @@ def _denoise_block(
             stop_reached = run.stop < length and not masked_C[: run.stop].any()
             if stop_reached or not masked_C[begin:end].any():
                 return
-        elif not masked_C[begin : min(run.stop, end)].any() and (settled or not polish):
+        # A stop is the end: masks behind it are not waited for.
+        filled = not official and not masked_C[begin : min(run.stop, end)].any()
+        if filled and (settled if polish else refined >= extra or (refined > 0 and settled)):
             return
+        refined += filled
 
         predicted_N, chance_N, score_N = run.predict(masked_N)
 
@@ -123,23 +128,33 @@ def _denoise_block(
             # The block's end does not count once a stop is known.
             bound = run.stop if run.stop < length else end
         else:
-            count = -(-int(masked_C[begin:end].sum()) // (steps - step))
+            spread = -(-int(masked_C[begin:end].sum()) // max(steps - step, 1))
+            count = max(spread, settings.least_revealed)
             bound = min(run.stop, end)
-        score = score_N.tolist()
-        revealed = _best((row for row in range(first + bound) if masked[row]), score, count)
+        score, chance = score_N.tolist(), chance_N.tolist()
+        candidates = [row for row in range(first + bound) if masked[row]]
+        revealed = _best(candidates, score, count)
+        if settings.reveal_threshold is not None:
+            sure = [row for row in candidates if chance[row] > settings.reveal_threshold]
+            revealed += [row for row in _best(sure, score, len(sure)) if row not in revealed]
 
         revised: list[int] = []
-        if step >= settings.refine_from or polish:
+        if settings.refines and (step >= settings.refine_from or filled):
             revised = [row for row in in_block if not masked[row]]
             fraction = settings.refine_fraction or 1.0
             if fraction < 1:
                 part = int(len(revised) * fraction)
                 revised = _best((row for row in revised if row < first + bound), score, part)
+        same_N = predicted_N == run.ids_N
+        if settings.edit_threshold > 0:
+            revised = [
+                row for row in revised if same_N[row] or chance[row] > settings.edit_threshold
+            ]
         still_masked = any(masked[row] and row not in revealed for row in in_block)
-        if not official and step == steps - 1 and run.stop < length and still_masked:
+        last = not official and (step == steps - 1 or (filled and not polish))
+        if last and run.stop < length and still_masked:
             # Revising the stop away now would leave the masks behind it in the caption.
             kept = range(first + run.stop, first + run.stop + run.longest_stop)
-            same_N = predicted_N == run.ids_N
             revised = [row for row in revised if row not in kept or same_N[row]]
 
         before_C = run.canvas_C.clone()

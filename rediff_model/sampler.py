@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from kernels import ops
+from rediff_model.context import Context
 from rediff_model.generation import Generation, StepEvent
 from rediff_model.ledger import Ledger, Report, StepEvents
 from rediff_model.noise import CounterNoise, Noise
@@ -37,6 +38,8 @@ __all__ = [
     "StepEvents",
     "TokenIds",
     "generate",
+    "join",
+    "open_state",
     "start",
     "step",
 ]
@@ -47,21 +50,36 @@ LOGITS_AT_ONCE = 1 << 25
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Requests on their way. `step` returns the next state; finished requests have left it."""
+    """Requests on their way. `step` and `join` return the next state.
+
+    States that follow each other share the buffers of their prompts: only the newest may be
+    stepped or joined.
+    """
 
     slots: Slots | None
-    """None when every request is finished."""
+    """None when no request is running."""
     ledger: Ledger
     finished: dict[int, Generation]
-    """Captions of requests that have left, by request."""
+    """Captions of requests that have left, by request, until they are `taken`."""
+    ids: TokenIds
     noise: Noise
+    empty: Context
+    """What the first requests join when no other is running."""
 
+    @property
+    def running(self) -> tuple[int, ...]:
+        """The requests that take part in the next step."""
+        return () if self.slots is None else self.slots.requests
+
+    @torch.inference_mode()
     def without(self, requests: frozenset[int]) -> State:
         """The state after dropping requests, without captions for them."""
-        if self.slots is None:
-            return self
-        kept = [i for i, request in enumerate(self.slots.requests) if request not in requests]
+        kept = [i for i, request in enumerate(self.running) if request not in requests]
         return _keep(self, kept)
+
+    def taken(self) -> tuple[State, dict[int, Generation]]:
+        """The state without the captions that are finished, and these captions."""
+        return replace(self, finished={}), self.finished
 
 
 def generate(
@@ -73,17 +91,22 @@ def generate(
 ) -> list[Generation]:
     """Caption prompts [P, D], one settings each, as one batch; captions in the same order.
 
-    `on_step` gets the events of every step. Raises SettingsError as `start` does.
+    `on_step` gets the events of every step.
+
+    Raises:
+        SettingsError: as `join` does.
+        ArithmeticError: logits of a request are not finite.
     """
     state = start(model, prompts, settings, ids)
     while state.slots is not None:
         state, events = step(model, state)
+        if events.broken:
+            raise ArithmeticError(f"logits of requests {events.broken} are not finite")
         if on_step is not None:
             on_step(events)
     return [state.finished[request] for request in range(len(prompts))]
 
 
-@torch.inference_mode()
 def start(
     model: LanguageModel,
     prompts: Sequence[Tensor],
@@ -91,44 +114,102 @@ def start(
     ids: TokenIds,
     noise: Noise | None = None,
 ) -> State:
-    """Lay out requests; with prefix attention their prompts run here, once.
+    """A state with requests numbered from 0. Raises SettingsError as `join` does."""
+    return join(model, open_state(model, ids, noise), range(len(prompts)), prompts, settings)
 
-    Requests that need no forward pass, such as a complete draft without `refine`, are finished
-    at once. `noise` replaces the counter-based numbers.
+
+def open_state(
+    model: LanguageModel,
+    ids: TokenIds,
+    noise: Noise | None = None,
+    *,
+    prompt_refresh_interval: int | None = 1,
+) -> State:
+    """A state without requests.
+
+    `noise` replaces the counter-based numbers. The interval matters to full attention only, where
+    prompt rows attend to the canvas: a prompt runs again at the first of every so many steps of
+    its request, and between them the canvas attends to its keys and values of that step. 1 is
+    exact; None is the first step only.
+
+    On a CPU a model in full precision runs from a copy of its weights that is made here: a state
+    does not see later changes of the model.
 
     Raises:
+        ValueError: an interval below 1.
+    """
+    if prompt_refresh_interval is not None and prompt_refresh_interval < 1:
+        raise ValueError(
+            f"prompt_refresh_interval must be 1 or more, or None, got {prompt_refresh_interval}"
+        )
+    ledger = Ledger.open(ids.mask, np.zeros((0, 0), dtype=np.int64))
+    empty = Context.empty(model, prompt_refresh_interval)
+    return State(None, ledger, {}, ids, noise or CounterNoise(), empty)
+
+
+@torch.inference_mode()
+def join(
+    model: LanguageModel,
+    state: State,
+    requests: Sequence[int],
+    prompts: Sequence[Tensor],
+    settings: Sequence[SamplerSettings],
+) -> State:
+    """Add requests, numbered by the caller, to a state at any step.
+
+    With prefix attention their prompts [P, D] run here, once, and nothing else does; with full
+    attention they run in their first step. Requests that need no forward pass, such as a complete
+    draft without `refine`, are finished at once.
+
+    Raises:
+        ValueError: a number that is given twice, or that of a request which is running or whose
+            caption was not taken.
         SettingsError: a setting that does not fit the model, see `slots.allocate`.
     """
-    if not prompts:
-        empty = Ledger.open(ids.mask, np.zeros((0, 0), dtype=np.int64))
-        return State(None, empty, {}, noise or CounterNoise())
-    slots = allocate(model, prompts, settings, ids)
-    report = _report(slots, torch.full_like(slots.canvas.ids_BC, torch.nan, dtype=torch.float64))
-    ledger = Ledger.open(ids.mask, report.ids_BC)
-    return _retire(State(slots, ledger, {}, noise or CounterNoise()), report)
+    known = {*state.running, *state.finished}
+    for request in requests:
+        if request in known:
+            raise ValueError(f"request {request} is there already")
+        known.add(request)
+    if not requests:
+        return state
+    old = state.slots
+    context = state.empty if old is None else old.context
+    slots = allocate(model, requests, prompts, settings, state.ids, context)
+    if old is not None:
+        slots = old.merge(slots)
+    place = {request: slot for slot, request in enumerate(state.running)}
+    nothing_BC = torch.full_like(slots.canvas.ids_BC, torch.nan, dtype=torch.float64)
+    report = _report(slots, nothing_BC, torch.zeros_like(slots.canvas.done_B))
+    ledger = state.ledger.join(report.ids_BC, [place.get(one, -1) for one in slots.requests])
+    return _retire(replace(state, slots=slots, ledger=ledger), report)
 
 
 @torch.inference_mode()
 def step(model: LanguageModel, state: State) -> tuple[State, StepEvents]:
-    """One forward pass for every request: predict, reveal, revise, and let go of the finished."""
+    """One forward pass for every request: predict, reveal, revise, and let go of the finished.
+
+    Requests whose logits are not finite leave without a caption, named in `StepEvents.broken`.
+    """
     slots = state.slots
     if slots is None:
         raise ValueError("no request is running")
     canvas_SCD = _embed(model, slots)
-    hidden_SCD = slots.context.hidden(model, canvas_SCD)
+    hidden_SCD = slots.context.hidden(canvas_SCD)
     ids_BC, log_odds_BC = _predict(model, slots, hidden_SCD, state.noise)
     score_BC = _score(slots, log_odds_BC, state.noise)
-    canvas, written = ops.refine_canvas(slots.plan, slots.canvas, ids_BC, score_BC)
+    canvas, written = ops.refine_canvas(slots.plan, slots.canvas, ids_BC, score_BC, log_odds_BC)
     wrote_BC = written.revealed_BC | written.revised_BC
     confidence_BC = log_odds_BC.double().sigmoid().masked_fill(~wrote_BC, torch.nan)
-    slots = replace(slots, canvas=canvas)
-    report = _report(slots, confidence_BC)
+    slots = replace(slots, canvas=canvas, context=slots.context.aged())
+    report = _report(slots, confidence_BC, log_odds_BC.isnan().any(dim=1))
     ledger = state.ledger.record(report)
-    moved = _retire(State(slots, ledger, state.finished, state.noise), report)
+    moved = _retire(replace(state, slots=slots, ledger=ledger), report)
     left = {
         request: moved.finished[request] for request in slots.requests if request in moved.finished
     }
-    events = StepEvents(slots.requests, slots.settings, state.ledger, ledger, report, left)
+    broken = tuple(slots.requests[slot] for slot in np.flatnonzero(report.broken_B).tolist())
+    events = StepEvents(slots.requests, slots.settings, state.ledger, ledger, report, left, broken)
     return moved, events
 
 
@@ -215,36 +296,39 @@ def _chunks(slots: Slots, columns: int, vocabulary: int) -> Iterator[tuple[int, 
             yield first, min(first + size, end * columns), *kinds[begin]
 
 
-def _report(slots: Slots, confidence_BC: Tensor) -> Report:
+def _report(slots: Slots, confidence_BC: Tensor, broken_B: Tensor) -> Report:
     """Bring a step's outcome to the host."""
     canvas = slots.canvas
     columns = canvas.ids_BC.shape[1]
-    flags_B3 = torch.stack((canvas.stop_B, canvas.forwards_B, canvas.done_B.long()), dim=1)
-    packed = torch.cat((canvas.ids_BC, confidence_BC.view(torch.int64), flags_B3), dim=1)
+    flags = (canvas.stop_B, canvas.forwards_B, canvas.done_B.long(), broken_B.long())
+    flags_B4 = torch.stack(flags, dim=1)
+    packed = torch.cat((canvas.ids_BC, confidence_BC.view(torch.int64), flags_B4), dim=1)
     # The step's one copy from device to host: the next batch depends on who is done.
     host = packed.cpu().numpy()
     return Report(
         ids_BC=host[:, :columns],
         confidence_BC=host[:, columns : 2 * columns].copy().view(np.float64),
-        stop_B=host[:, -3],
-        forwards_B=host[:, -2],
-        done_B=host[:, -1] != 0,
+        stop_B=host[:, -4],
+        forwards_B=host[:, -3],
+        done_B=host[:, -2] != 0,
+        broken_B=host[:, -1] != 0,
     )
 
 
 def _retire(state: State, report: Report) -> State:
-    """Move finished requests from the slots to the captions."""
+    """Move finished requests from the slots to the captions; broken ones have none."""
     slots = state.slots
-    if slots is None or not report.done_B.any():
+    leaving_B = report.done_B | report.broken_B
+    if slots is None or not leaving_B.any():
         return state
     captions = {
         slots.requests[slot]: state.ledger.caption(
             slot, slots.settings[slot], int(report.stop_B[slot]), int(report.forwards_B[slot])
         )
-        for slot in np.flatnonzero(report.done_B).tolist()
+        for slot in np.flatnonzero(report.done_B & ~report.broken_B).tolist()
     }
     state = replace(state, finished=state.finished | captions)
-    return _keep(state, np.flatnonzero(~report.done_B).tolist())
+    return _keep(state, np.flatnonzero(~leaving_B).tolist())
 
 
 def _keep(state: State, kept: list[int]) -> State:
@@ -254,4 +338,4 @@ def _keep(state: State, kept: list[int]) -> State:
     if not kept:
         return replace(state, slots=None)
     slots = state.slots.select(kept)
-    return replace(state, slots=slots, ledger=state.ledger.select(kept, max(slots.context.rows)))
+    return replace(state, slots=slots, ledger=state.ledger.select(kept, slots.context.columns))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from math import inf
 from typing import Any
 
 import torch
@@ -22,6 +24,10 @@ def plan_of(length: int, **changes: Any) -> Plan:
         "refine_B": True,
         "refine_from_B": 0,
         "refine_fraction_B": 1.0,
+        "least_B": 0,
+        "reveal_above_B": inf,
+        "edit_above_B": -inf,
+        "extra_B": 0,
         "official_B": False,
         "stops_BQL": [[[STOP]]],
         "stop_lengths_BQ": [[1]],
@@ -31,7 +37,8 @@ def plan_of(length: int, **changes: Any) -> Plan:
         name: torch.tensor(value if isinstance(value, list) else [value])
         for name, value in values.items()
     }
-    tensors["refine_fraction_B"] = tensors["refine_fraction_B"].double()
+    for name in ("refine_fraction_B", "reveal_above_B", "edit_above_B"):
+        tensors[name] = tensors[name].double()
     return Plan(
         mask_id=MASK,
         most_blocks=int(tensors["blocks_B"].max()),
@@ -50,10 +57,8 @@ def canvas_of(plan: Plan, ids: list[int]) -> Canvas:
 def step(
     plan: Plan, canvas: Canvas, predicted: list[int], score: list[float] | None = None
 ) -> Canvas:
-    score = score or [0.0] * len(predicted)
-    return ops.refine_canvas(
-        plan, canvas, torch.tensor([predicted]), torch.tensor([score]).double()
-    )[0]
+    score_BC = torch.tensor([score or [0.0] * len(predicted)]).double()
+    return ops.refine_canvas(plan, canvas, torch.tensor([predicted]), score_BC, score_BC)[0]
 
 
 def ids_of(canvas: Canvas) -> list[int]:
@@ -85,7 +90,7 @@ def test_tokens_revealed_in_the_step_are_not_counted_as_revised() -> None:
     plan = plan_of(4, steps_B=4)
     predicted, score = torch.tensor([[1, 2, 3, 4]]), torch.tensor([[3.0, 2.0, 1.0, 0.0]])
     canvas = canvas_of(plan, [5, MASK, MASK, MASK])
-    _, written = ops.refine_canvas(plan, canvas, predicted, score)
+    _, written = ops.refine_canvas(plan, canvas, predicted, score, score)
     assert written.revised_BC[0].tolist() == [True, False, False, False]
     assert written.revealed_BC[0].tolist() == [False, True, False, False]
 
@@ -216,6 +221,86 @@ def test_a_finished_canvas_does_not_move() -> None:
     after = step(plan, done, [3, 4])
     assert ids_of(after) == [1, 2]
     assert after.forwards_B.tolist() == [1]
+
+
+def test_reveals_what_is_above_the_threshold_and_at_least_the_least() -> None:
+    plan = plan_of(6, steps_B=6, least_B=1, reveal_above_B=2.0)
+    canvas = step(plan, canvas_of(plan, [MASK] * 6), [0, 1, 2, 3, 4, 5], [1, 3, 2, 0, 5, 1])
+    assert ids_of(canvas) == [MASK, 1, MASK, MASK, 4, MASK]
+    canvas = step(plan, canvas, [0, 1, 2, 3, 4, 5], [0, 0, 0, 1, 0, 0])
+    assert ids_of(canvas) == [MASK, 1, MASK, 3, 4, MASK]
+    plan = plan_of(6, steps_B=6, least_B=2, reveal_above_B=2.0)
+    canvas = step(plan, canvas_of(plan, [MASK] * 6), [0, 1, 2, 3, 4, 5], [1, 3, 2, 0, 0, 1])
+    assert ids_of(canvas) == [MASK, 1, 2, MASK, MASK, MASK]
+
+
+def test_no_threshold_reveals_beyond_the_block_or_the_stop() -> None:
+    plan = plan_of(6, block_length_B=3, blocks_B=2, least_B=1, reveal_above_B=0.0)
+    canvas = step(plan, canvas_of(plan, [MASK] * 6), [0, 1, 2, 3, 4, 5], [9] * 6)
+    assert ids_of(canvas) == [0, 1, 2, MASK, MASK, MASK]
+    canvas = step(plan, canvas_of(plan, [MASK, STOP, *[MASK] * 4]), [0, STOP, 2, 3, 4, 5], [9] * 6)
+    assert ids_of(canvas) == [0, STOP, MASK, MASK, MASK, MASK]
+
+
+def test_replaces_a_token_only_by_a_surer_one_than_the_threshold() -> None:
+    plan = plan_of(4, edit_above_B=1.0)
+    canvas = canvas_of(plan, [5, 5, 5, MASK])
+    predicted, score = torch.tensor([[1, 2, 5, 4]]), torch.tensor([[1.0, 1.5, 0.0, 0.0]])
+    canvas, written = ops.refine_canvas(plan, canvas, predicted, score, score)
+    assert ids_of(canvas) == [5, 2, 5, 4]
+    # The same token again is confirmed, however unsure.
+    assert written.revised_BC[0].tolist() == [False, True, True, False]
+
+
+def test_extra_steps_refine_until_nothing_changes() -> None:
+    plan = plan_of(3, steps_B=1, extra_B=5)
+    canvas = step(plan, canvas_of(plan, [MASK] * 3), [1, 2, 3])
+    canvas = step(plan, canvas, [1, 2, 4])
+    assert (ids_of(canvas), canvas.done_B.tolist()) == ([1, 2, 4], [False])
+    canvas = step(plan, canvas, [1, 2, 4])
+    assert (canvas.done_B.tolist(), canvas.forwards_B.tolist()) == ([True], [3])
+
+
+def test_extra_steps_end_at_their_number_or_with_a_cycle() -> None:
+    for extra, period, want in ((4, 99, 4), (50, 2, 2), (50, REMEMBERED, REMEMBERED), (0, 2, 0)):
+        plan = plan_of(2, steps_B=1, extra_B=extra)
+        canvas = step(plan, canvas_of(plan, [MASK, MASK]), [0, 0])
+        steps = 0
+        while not canvas.done_B.item():
+            steps += 1
+            canvas = step(plan, canvas, [steps % period, 0])
+        assert steps == want
+
+
+def test_extra_steps_do_not_revise_the_stop_away_before_masks() -> None:
+    plan = plan_of(4, steps_B=4, extra_B=3)
+    canvas = step(plan, canvas_of(plan, [MASK, STOP, MASK, MASK]), [1, STOP, 3, 4])
+    canvas = step(plan, canvas, [2, 2, 3, 4])
+    assert (ids_of(canvas), canvas.done_B.tolist()) == ([2, STOP, MASK, MASK], [False])
+    # With nothing hidden behind it, it may go.
+    canvas = step(plan, canvas_of(plan, [MASK, STOP, 5, 5]), [1, STOP, 5, 5])
+    assert ids_of(step(plan, canvas, [1, 2, 5, 5])) == [1, 2, 5, 5]
+
+
+def test_extra_steps_are_counted_a_block() -> None:
+    plan = plan_of(4, block_length_B=2, blocks_B=2, steps_B=1, extra_B=2)
+    canvas = canvas_of(plan, [MASK] * 4)
+    for number in range(3):
+        assert canvas.block_B.tolist() == [0]
+        canvas = step(plan, canvas, [number, 1, 2, 3])
+    assert (canvas.block_B.tolist(), ids_of(canvas)) == ([1], [2, 1, MASK, MASK])
+    for number in range(3):
+        assert canvas.done_B.tolist() == [False]
+        canvas = step(plan, canvas, [0, 0, number, 3])
+    assert (canvas.done_B.tolist(), canvas.forwards_B.tolist()) == ([True], [6])
+
+
+def test_other_requests_columns_do_not_hide_a_cycle() -> None:
+    plan = plan_of(2, steps_B=9)
+    canvas = step(plan, canvas_of(plan, [1, 2]), [1, 3])
+    wider = torch.tensor([[*ids_of(canvas), MASK, MASK]])
+    canvas = step(plan, replace(canvas, ids_BC=wider), [1, 3, 0, 0])
+    assert canvas.done_B.tolist() == [True]
 
 
 def test_stop_sequences_do_not_reach_into_the_suffix() -> None:

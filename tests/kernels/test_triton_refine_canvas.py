@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import fields, replace
+from math import inf
 from typing import Any, TypeVar
 
 import pytest
@@ -38,6 +39,10 @@ def draw_plan(rng: random.Random, generator: torch.Generator) -> Plan:
         refine_B=each(True, True, False),
         refine_from_B=each(0, 0, 1, 2),
         refine_fraction_B=each(1.0, 0.5, 0.3).double(),
+        least_B=each(0, 0, 1, 2),
+        reveal_above_B=each(inf, inf, 2.0, -inf).double(),
+        edit_above_B=each(-inf, -inf, 1.0, 2.0).double(),
+        extra_B=each(0, 0, 1, 3),
         official_B=each(True, False, False),
         stops_BQL=torch.randint(6, 9, (batch, sequences, longest), generator=generator),
         stop_lengths_BQ=sizes_BQ,
@@ -74,10 +79,15 @@ def assert_same(got: Canvas | Written, want: Canvas | Written) -> None:
 
 
 def both(
-    device: str, plan: Plan, canvas: Canvas, predicted_BC: torch.Tensor, score_BC: torch.Tensor
+    device: str,
+    plan: Plan,
+    canvas: Canvas,
+    predicted_BC: torch.Tensor,
+    score_BC: torch.Tensor,
+    log_odds_BC: torch.Tensor,
 ) -> Canvas:
     """One step by both; the reference's canvas."""
-    want, want_written = reference.refine_canvas(plan, canvas, predicted_BC, score_BC)
+    want, want_written = reference.refine_canvas(plan, canvas, predicted_BC, score_BC, log_odds_BC)
     # Rows of a wider tensor, as slots hand them over.
     wide_BC = torch.nn.functional.pad(canvas.ids_BC, (0, 5), value=7)
     there = replace(on(device, canvas), ids_BC=wide_BC.to(device)[:, :-5])
@@ -86,6 +96,7 @@ def both(
         there,
         predicted_BC.to(device),
         score_BC.to(device),
+        log_odds_BC.to(device),
     )
     assert_same(got, want)
     assert_same(written, want_written)
@@ -105,7 +116,8 @@ def test_equals_the_reference(device: str, seed: int) -> None:
         # Few different scores: ties.
         score_BC = torch.randint(0, 4, calm_BC.shape, generator=generator).to(dtype)
         score_BC[torch.rand(calm_BC.shape, generator=generator) < 0.2] = -torch.inf
-        canvas = both(device, plan, canvas, predicted_BC, score_BC)
+        log_odds_BC = torch.randint(0, 4, calm_BC.shape, generator=generator).to(dtype)
+        canvas = both(device, plan, canvas, predicted_BC, score_BC, log_odds_BC)
         if canvas.done_B.all():
             break
 
@@ -124,6 +136,10 @@ def test_long_canvases(device: str, columns: int) -> None:
         refine_B=torch.tensor([True]),
         refine_from_B=torch.tensor([0]),
         refine_fraction_B=torch.tensor([0.37], dtype=torch.float64),
+        least_B=torch.tensor([7]),
+        reveal_above_B=torch.tensor([1.5], dtype=torch.float64),
+        edit_above_B=torch.tensor([-1.0], dtype=torch.float64),
+        extra_B=torch.tensor([2]),
         official_B=torch.tensor([False]),
         stops_BQL=torch.tensor([[[8, 8, 8]]]),
         stop_lengths_BQ=torch.tensor([[3]]),
@@ -134,7 +150,7 @@ def test_long_canvases(device: str, columns: int) -> None:
     for _ in range(2):
         predicted_BC = torch.randint(7, 9, shape, generator=generator)
         score_BC = torch.randn(shape, generator=generator).round(decimals=1)
-        canvas = both(device, plan, canvas, predicted_BC, score_BC)
+        canvas = both(device, plan, canvas, predicted_BC, score_BC, score_BC)
 
 
 def test_scores_that_are_no_numbers_do_not_reveal_more_than_planned(device: str) -> None:
@@ -145,6 +161,8 @@ def test_scores_that_are_no_numbers_do_not_reveal_more_than_planned(device: str)
         block_length_B=torch.tensor([6]),
         blocks_B=torch.tensor([1]),
         steps_B=torch.tensor([3]),
+        least_B=torch.tensor([0]),
+        reveal_above_B=torch.tensor([inf], dtype=torch.float64),
     )
     ids_BC = torch.full((1, 6), MASK)
     blank = Canvas.blank(ids_BC, plan.length_B)
@@ -154,6 +172,7 @@ def test_scores_that_are_no_numbers_do_not_reveal_more_than_planned(device: str)
         on(device, plan),
         on(device, canvas),
         torch.ones_like(ids_BC).to(device),
+        score_BC.to(device),
         score_BC.to(device),
     )
     assert written.revealed_BC.tolist() == [[True, True, False, False, False, False]]
@@ -165,10 +184,12 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
     canvas = draw_canvas(plan, rng, generator)
     ids_BC, score_BC = canvas.ids_BC, torch.zeros(canvas.ids_BC.shape)
     with pytest.raises(ValueError, match="predicted must be"):
-        refine_canvas(plan, canvas, ids_BC[:, 1:], score_BC)
+        refine_canvas(plan, canvas, ids_BC[:, 1:], score_BC, score_BC)
     with pytest.raises(ValueError, match="int32"):
-        refine_canvas(plan, canvas, ids_BC.int(), score_BC)
+        refine_canvas(plan, canvas, ids_BC.int(), score_BC, score_BC)
     with pytest.raises(ValueError, match="floating point"):
-        refine_canvas(plan, canvas, ids_BC, ids_BC)
+        refine_canvas(plan, canvas, ids_BC, ids_BC, score_BC)
     with pytest.raises(ValueError, match="contiguous"):
-        refine_canvas(plan.select(torch.zeros(9, dtype=torch.int64)), canvas, ids_BC, score_BC)
+        refine_canvas(
+            plan.select(torch.zeros(9, dtype=torch.int64)), canvas, ids_BC, score_BC, score_BC
+        )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,12 +11,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sampler_case import IDS, VOCABULARY, any_settings, assert_equal, model_of, prompt_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rediff_model import reference, sampler
-from rediff_model.config import LanguageConfig
-from rediff_model.language import LanguageModel
-from rediff_model.settings import SamplerSettings, SettingsError, TokenIds
+from rediff_model.lean import LeanDecoder
+from rediff_model.settings import SamplerSettings, SettingsError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,81 +24,9 @@ if TYPE_CHECKING:
     from rediff_model.config import PrefixAttention
     from rediff_model.generation import Generation
 
-HIDDEN = 16
-VOCABULARY = 9
-IDS = TokenIds(mask=6, suppressed=(7, 8), stop=3)
-"""So few ids that stops come and go, and the mask token is predicted, all the time."""
-
-
-@cache
-def model_of(prefix_attention: PrefixAttention, seed: int) -> LanguageModel:
-    """A tiny float64 model whose predictions depend on the context."""
-    torch.manual_seed(seed)
-    config = LanguageConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=HIDDEN,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        prefix_attention=prefix_attention,
-    )
-    model = LanguageModel(config).double().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(2.0)
-    return model
-
-
-def prompt_of(seed: int, length: int) -> Tensor:
-    return torch.randn(
-        length, HIDDEN, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-    )
-
-
-tokens = st.integers(0, VOCABULARY - 1)
-
-
-@st.composite
-def any_settings(draw: st.DrawFn) -> SamplerSettings:
-    """Every setting that the official sampler has."""
-    block = draw(st.integers(1, 7))
-    blocks = draw(st.integers(1, 3))
-    canvas = block * blocks
-    pace: dict[str, int] = {}
-    if draw(st.booleans()):
-        pace["steps"] = blocks * draw(st.integers(1, 6))
-    else:
-        pace["tokens_per_step"] = draw(st.integers(1, 5))
-    # A draft mostly of masks and stops: they are what matters.
-    telling = st.sampled_from([IDS.mask, IDS.mask, IDS.stop, 0, 1, 2])
-    sequences = st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=2), max_size=3)
-    return SamplerSettings(
-        canvas_length=canvas,
-        block_length=draw(st.sampled_from([block, None])) if blocks == 1 else block,
-        refine=draw(st.booleans()) or draw(st.booleans()),
-        refine_fraction=draw(st.sampled_from([None, 0.0, 0.3, 0.5, 0.9, 1.0])),
-        refine_start=draw(st.sampled_from([1.0, 1.0, 0.5, 0.28, 0.0])),
-        temperature=draw(st.sampled_from([0.0, 0.0, 0.4, 1.5])),
-        seed=draw(st.integers(0, 2**63 - 1)),
-        cfg_scale=draw(st.sampled_from([0.0, 0.0, 0.5, 2.0])),
-        remasking=draw(st.sampled_from(["low_confidence", "low_confidence", "random"])),
-        draft=draw(st.none() | st.lists(telling, max_size=canvas).map(tuple)),
-        stop=draw(st.none() | sequences.map(lambda lists: tuple(map(tuple, lists)))),
-        suffix=draw(st.just(()) | st.lists(tokens, max_size=3).map(tuple)),
-        compat=draw(st.sampled_from(["default", "default", "official"])),
-        **pace,
-    )
-
-
 requests = st.lists(
     st.tuples(any_settings(), st.integers(1, 7), st.integers(0, 50)), min_size=1, max_size=4
 )
-
-
-def assert_equal(got: Generation, want: Generation) -> None:
-    np.testing.assert_allclose(got.confidences, want.confidences, atol=1e-9)
-    assert replace(got, confidences=()) == replace(want, confidences=())
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
@@ -212,13 +139,13 @@ def test_work_shrinks_with_the_batch(
 ) -> None:
     model = model_of(prefix_attention, 0)
     rows: list[int] = []
-    forward = model.model.forward
+    forward = LeanDecoder.__call__
 
-    def count(hidden_TD: Tensor, *rest: Any) -> Tensor:
+    def count(decoder: LeanDecoder, hidden_TD: Tensor, *rest: Any) -> Tensor:
         rows.append(len(hidden_TD))
-        return forward(hidden_TD, *rest)
+        return forward(decoder, hidden_TD, *rest)
 
-    monkeypatch.setattr(model.model, "forward", count)
+    monkeypatch.setattr(LeanDecoder, "__call__", count)
     chosen = [
         SamplerSettings(canvas_length=4, steps=1, stop=()),
         SamplerSettings(canvas_length=6, steps=2, stop=()),

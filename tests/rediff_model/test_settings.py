@@ -57,6 +57,17 @@ def test_refine_start_is_a_last_part_of_the_steps(start: float, steps: int, firs
         ({"cfg_scale": math.inf}, "cfg_scale must be 0 or more, got inf"),
         ({"refine_fraction": 1.5}, "refine_fraction must lie in 0 to 1, got 1.5"),
         ({"refine_start": math.nan}, "refine_start must lie in 0 to 1, got nan"),
+        ({"reveal_threshold": 1.01}, "reveal_threshold must lie in 0 to 1, got 1.01"),
+        ({"edit_threshold": math.nan}, "edit_threshold must lie in 0 to 1, got nan"),
+        ({"extra_refine_steps": -2}, "extra_refine_steps must be 0 or more, got -2"),
+        (
+            {"compat": "official", "reveal_threshold": 0.0},
+            "compat official has no reveal_threshold, got 0.0",
+        ),
+        (
+            {"compat": "official", "extra_refine_steps": 1},
+            "compat official has no extra_refine_steps, got 1",
+        ),
         ({"seed": -1}, "seed must lie in 0 to 2^63 - 1, got -1"),
         ({"seed": 2**63}, "seed must lie in 0 to 2^63 - 1, got 9223372036854775808"),
         ({"remasking": "entropy"}, "remasking must be one of .*, got 'entropy'"),
@@ -81,3 +92,36 @@ def test_presets() -> None:
     assert PRESETS["rediff"] == SamplerSettings(tokens_per_step=None)
     assert PRESETS["rediff"].steps_per_block == 32
     assert not PRESETS["mask"].refine
+
+
+def test_with_a_threshold_steps_are_as_many_as_a_single_token_each_would_take() -> None:
+    adaptive = SamplerSettings(canvas_length=96, block_length=48, reveal_threshold=0.5)
+    assert (adaptive.steps_per_block, adaptive.least_revealed) == (48, 1)
+    adaptive = SamplerSettings(tokens_per_step=8, reveal_threshold=0.5)
+    assert (adaptive.steps_per_block, adaptive.least_revealed) == (16, 8)
+    adaptive = SamplerSettings(steps=50, reveal_threshold=0.0)
+    assert (adaptive.steps_per_block, adaptive.least_revealed) == (50, 3)
+    assert SamplerSettings().least_revealed == 0
+
+
+def test_extra_steps_are_planned_for_where_something_refines() -> None:
+    refining = SamplerSettings(block_length=32, extra_refine_steps=3)
+    assert refining.planned_steps == 4 * (8 + 3)
+    assert SamplerSettings(extra_refine_steps=3, refine=False).planned_steps == 32
+    assert SamplerSettings(extra_refine_steps=3, refine_start=0.0).planned_steps == 32
+
+
+def test_explicit_fields_override_the_preset() -> None:
+    plain = SamplerSettings.from_preset("mask", {"canvas_length": 64, "seed": 3})
+    assert plain == SamplerSettings(canvas_length=64, refine=False, seed=3)
+    quick = SamplerSettings.from_preset("adaptive", {"steps": 12})
+    assert (quick.steps, quick.tokens_per_step) == (12, None)
+    assert quick.reveal_threshold == PRESETS["adaptive"].reveal_threshold
+    for name, preset in PRESETS.items():
+        assert SamplerSettings.from_preset(name, {}) == preset
+    with pytest.raises(SettingsError, match="steps 8 and tokens_per_step 4 exclude each other"):
+        SamplerSettings.from_preset("adaptive", {"steps": 8, "tokens_per_step": 4})
+    with pytest.raises(SettingsError, match="preset must be one of"):
+        SamplerSettings.from_preset("fast", {})
+    with pytest.raises(SettingsError, match="top_k is no sampler setting"):
+        SamplerSettings.from_preset("rediff", {"top_k": 3})

@@ -1,0 +1,230 @@
+"""Sequences of like lengths side by side: one attention call runs the canvases of a bucket.
+
+Shape suffixes: G sequences of a bucket, R of them whose prompts run, P prompt rows, C canvas
+rows, N = C + P, T packed rows, H query heads, K key/value heads, E head size, D hidden size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from rediff_model.buffers import Buffers
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """The sequences in the first rows of some buffers.
+
+    Buckets that follow each other share buffers: only the newest may run.
+    """
+
+    buffers: Buffers
+    sequences: tuple[int, ...]
+    """Which sequence each row holds."""
+    lengths: tuple[int, ...]
+    """Prompt rows of each."""
+    rows: tuple[int, ...]
+    """Canvas rows of each."""
+    ages: tuple[int, ...]
+    """Forward passes of each."""
+    position_GC: Tensor
+    bias_GN: Tensor | None
+    """-inf over canvas and prompt rows that are padding; None if there is none."""
+
+    @classmethod
+    def empty(cls, buffers: Buffers) -> Bucket:
+        no_rows = torch.zeros((0, 0), dtype=torch.int64, device=buffers.keys[0].device)
+        return cls(buffers, (), (), (), (), no_rows, None)
+
+    @classmethod
+    def lay_out(
+        cls,
+        buffers: Buffers,
+        sequences: Sequence[int],
+        lengths: Sequence[int],
+        rows: Sequence[int],
+        ages: Sequence[int],
+    ) -> Bucket:
+        device, dtype = buffers.keys[0].device, buffers.keys[0].dtype
+        length_G1, rows_G1 = torch.tensor((lengths, rows)).to(device)[:, :, None]
+        at_C, at_P = (torch.arange(max(sizes), device=device) for sizes in (rows, lengths))
+        bias_GN = None
+        if len(set(lengths)) > 1 or len(set(rows)) > 1:
+            allowed_GN = torch.cat((at_C < rows_G1, at_P < length_G1), dim=1)
+            bias_GN = torch.zeros(allowed_GN.shape, dtype=dtype, device=device)
+            bias_GN.masked_fill_(~allowed_GN, -torch.inf)
+        return cls(
+            buffers,
+            tuple(sequences),
+            tuple(lengths),
+            tuple(rows),
+            tuple(ages),
+            length_G1 + at_C,
+            bias_GN,
+        )
+
+    def join(
+        self, sequences: Sequence[int], prompts: Sequence[Tensor], rows: Sequence[int]
+    ) -> Bucket:
+        """Add sequences behind the others: prompts [P, D] and the canvas rows of each."""
+        used = len(self.sequences)
+        buffers = self.buffers.grown(used, used + len(sequences))
+        buffers.clear(used, used + len(sequences))
+        if buffers.prompt_GPD is not None:
+            for row, prompt_PD in enumerate(prompts, start=used):
+                buffers.prompt_GPD[row] = padded(prompt_PD, buffers.prompt)
+        return Bucket.lay_out(
+            buffers,
+            (*self.sequences, *sequences),
+            (*self.lengths, *(len(prompt_PD) for prompt_PD in prompts)),
+            (*self.rows, *rows),
+            (*self.ages, *(0 for _ in sequences)),
+        )
+
+    @property
+    def canvas(self) -> int:
+        """Canvas rows that run for each sequence."""
+        return max(self.rows)
+
+    @property
+    def prompt(self) -> int:
+        """Prompt rows of the longest."""
+        return max(self.lengths)
+
+    def keep(self, kept: Sequence[int], sequences: Sequence[int]) -> Bucket:
+        """Only the rows `kept`, renumbered; the last ones move where others leave holes."""
+        place = list(kept)
+        if len(place) < len(self.sequences):
+            holes = sorted(set(range(len(place))) - set(place))
+            late = [row for row in place if row >= len(place)]
+            if holes:
+                self.buffers.move(late, holes)
+            at = dict(zip(late, holes, strict=True))
+            place.sort(key=lambda row: at.get(row, row))
+        number = dict(zip(kept, sequences, strict=True))
+        return Bucket.lay_out(
+            self.buffers,
+            [number[row] for row in place],
+            [self.lengths[row] for row in place],
+            [self.rows[row] for row in place],
+            [self.ages[row] for row in place],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a forward pass runs of a bucket: canvases of some rows, prompts of some, or both."""
+
+    bucket: Bucket
+    canvases: slice
+    """Of which rows the canvases run."""
+    prompts_R: slice | Tensor | None
+    count: int
+    """How many prompts."""
+    bias_GN: Tensor | None
+    bias_RN: Tensor | None
+    sees_canvas: bool
+    """Prompt rows attend to the canvas as well (full attention)."""
+
+    @classmethod
+    def of(
+        cls, bucket: Bucket, canvases: slice, prompts: Sequence[int], *, sees_canvas: bool
+    ) -> Part:
+        """The canvases of a range of rows, and the prompts of others, ascending."""
+        prompts_R: slice | Tensor | None = None
+        if prompts and prompts[-1] - prompts[0] + 1 == len(prompts):
+            prompts_R = slice(prompts[0], prompts[-1] + 1)
+        elif prompts:
+            prompts_R = torch.tensor(prompts).to(bucket.position_GC.device)
+        bias_GN = bias_RN = None
+        if bucket.bias_GN is not None:
+            bias_GN = bucket.bias_GN[canvases]
+            if prompts_R is not None:
+                bias_RN = bucket.bias_GN[prompts_R, 0 if sees_canvas else bucket.canvas :]
+        return cls(bucket, canvases, prompts_R, len(prompts), bias_GN, bias_RN, sees_canvas)
+
+    @property
+    def canvas_rows(self) -> int:
+        rows: int = (self.canvases.stop - self.canvases.start) * self.bucket.canvas
+        return rows
+
+    @property
+    def prompt_rows(self) -> int:
+        return self.count * self.bucket.prompt
+
+    def positions(self) -> list[Tensor]:
+        """Of the canvas rows, then of the prompt rows."""
+        found = [self.bucket.position_GC[self.canvases].flatten()]
+        if self.count:
+            at_P = torch.arange(self.bucket.prompt, device=self.bucket.position_GC.device)
+            found.append(at_P.repeat(self.count))
+        return found
+
+    def attend(self, layer: int, query_THE: Tensor, key_TKE: Tensor, value_TKE: Tensor) -> Tensor:
+        """Keep new keys and values, and attend to those in the buffers; [T, H, E]."""
+        buffers, edge = self.bucket.buffers, self.bucket.buffers.canvas
+        begin, end = edge - self.bucket.canvas, edge + self.bucket.prompt
+        split = self.canvas_rows
+        layer %= len(buffers.keys)
+        stored = (buffers.keys[layer], buffers.values[layer])
+        for buffer, rows_TKE in zip(stored, (key_TKE, value_TKE), strict=True):
+            heads = rows_TKE.shape[1:]
+            if split:
+                own = rows_TKE[:split].view(-1, edge - begin, *heads)
+                buffer[self.canvases, begin:edge] = own
+            if self.prompts_R is not None:
+                own = rows_TKE[split:].view(self.count, -1, *heads)
+                buffer[self.prompts_R, edge:end] = own
+        outputs = []
+        if split:
+            keys, values = (buffer[self.canvases, begin:end] for buffer in stored)
+            outputs.append(_attend(query_THE[:split], keys, values, self.bias_GN))
+        if self.prompts_R is not None:
+            first = begin if self.sees_canvas else edge
+            keys, values = (buffer[self.prompts_R, first:end] for buffer in stored)
+            outputs.append(_attend(query_THE[split:], keys, values, self.bias_RN))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+@dataclass(frozen=True, slots=True)
+class BucketAttend:
+    """Attention of packed rows: those of one part after the other."""
+
+    parts: tuple[Part, ...]
+
+    def __call__(self, layer: int, query_THE: Tensor, key_TKE: Tensor, value_TKE: Tensor) -> Tensor:
+        if len(self.parts) == 1:
+            return self.parts[0].attend(layer, query_THE, key_TKE, value_TKE)
+        sizes = [part.canvas_rows + part.prompt_rows for part in self.parts]
+        queries, keys, values = (
+            torch.split(rows, sizes) for rows in (query_THE, key_TKE, value_TKE)
+        )
+        columns = zip(self.parts, queries, keys, values, strict=True)
+        return torch.cat([part.attend(layer, *rows) for part, *rows in columns])
+
+
+def padded(prompt_PD: Tensor, rows: int) -> Tensor:
+    """A prompt with rows of zeros at its end."""
+    return functional.pad(prompt_PD, (0, 0, 0, rows - len(prompt_PD)))
+
+
+def _attend(query_THE: Tensor, key: Tensor, value: Tensor, bias_GN: Tensor | None) -> Tensor:
+    """Rows of as many sequences as `key` [G, N, K, E] has; [T, H, E]."""
+    query = query_THE.view(len(key), -1, *query_THE.shape[1:])
+    output = functional.scaled_dot_product_attention(
+        query.transpose(1, 2),
+        key.transpose(1, 2),
+        value.transpose(1, 2),
+        attn_mask=None if bias_GN is None else bias_GN[:, None, None, :],
+        enable_gqa=query.shape[2] != key.shape[2],
+    )
+    return output.transpose(1, 2).flatten(0, 1)

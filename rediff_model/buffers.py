@@ -1,0 +1,91 @@
+"""Room for the keys and values of sequences that come and go.
+
+There are rows for more sequences than are there, and in a row the room of a canvas lies in front
+of that of its prompt: a step copies no prompt, and a sequence that joins moves no other.
+
+Shape suffixes: G sequences, P prompt rows, K key/value heads, E head size, D hidden size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from rediff_model.language import LanguageModel
+
+
+def room(rows: int) -> int:
+    """Rows of a buffer for so many: rounded up by an eighth on average, at most a quarter."""
+    step = max(8, 1 << max(0, (rows - 1).bit_length() - 3))
+    return -(-rows // step) * step
+
+
+@dataclass(frozen=True, slots=True)
+class Buffers:
+    """Keys and values, a tensor a layer, [capacity, room, K, E], and the prompts that run again.
+
+    One layer serves all when the prompts run at every step.
+    """
+
+    canvas: int
+    """Rows of a canvas at most. Shorter ones end where the prompt begins."""
+    prompt: int
+    keys: list[Tensor]
+    values: list[Tensor]
+    prompt_GPD: Tensor | None
+    """Kept with full attention only."""
+
+    @classmethod
+    def empty(
+        cls, model: LanguageModel, canvas: int, prompt: int, layers: int, *, keep: bool
+    ) -> Buffers:
+        config = model.model.config
+        like = model.model.embed_tokens.weight
+        shape = (0, canvas + prompt, config.num_key_value_heads, config.head_dim)
+        made = [like.new_zeros(shape) for _ in range(2 * layers)]
+        prompt_GPD = like.new_zeros((0, prompt, config.hidden_size)) if keep else None
+        return cls(canvas, prompt, made[:layers], made[layers:], prompt_GPD)
+
+    @property
+    def capacity(self) -> int:
+        return len(self.keys[0])
+
+    def grown(self, used: int, needed: int) -> Buffers:
+        """Buffers for `needed` sequences that hold the first `used` ones; these if they do."""
+        if needed <= self.capacity:
+            return self
+        capacity = max(needed, used + used // 4)
+
+        def grow(old: Tensor) -> Tensor:
+            new = old.new_zeros((capacity, *old.shape[1:]))
+            new[:used] = old[:used]
+            return new
+
+        return replace(
+            self,
+            keys=[grow(layer) for layer in self.keys],
+            values=[grow(layer) for layer in self.values],
+            prompt_GPD=None if self.prompt_GPD is None else grow(self.prompt_GPD),
+        )
+
+    def clear(self, first: int, last: int) -> None:
+        """Forget the prompts of rows `first` to `last` - 1: NaN would spread, hidden or not."""
+        for layer in (*self.keys, *self.values):
+            layer[first:last, self.canvas :] = 0
+
+    def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copy the prompts of some rows over others."""
+        device = self.keys[0].device
+        source, target = (torch.tensor(rows).to(device) for rows in (sources, targets))
+        prompts = [layer[:, self.canvas :] for layer in (*self.keys, *self.values)]
+        if self.prompt_GPD is not None:
+            prompts.append(self.prompt_GPD)
+        for rows in prompts:
+            rows[target] = rows[source]
