@@ -1,0 +1,69 @@
+// The form's settings, and what the server offers for them.
+
+import { getJson } from "./api.js";
+
+const PRESETS = {
+  rediff: "Every step reveals tokens and may revise earlier ones.",
+  mask: "Plain denoising: a revealed token stays as it is.",
+  adaptive: "Reveals whatever it is sure of; the number of steps adapts.",
+};
+
+export class Settings {
+  #parts;
+
+  // `parts` are the elements { preset, hint, tokensPerStep, canvasLength, prompt, compare, key }.
+  constructor(parts) {
+    this.#parts = parts;
+    parts.preset.addEventListener("change", () => this.#explain());
+    this.#explain();
+  }
+
+  get key() {
+    return this.#parts.key.value.trim();
+  }
+
+  // Presets and the canvas as this server has them; throws a Problem.
+  async learn() {
+    const [document, version] = await Promise.all([
+      getJson("openapi.json", this.key),
+      getJson("version", this.key),
+    ]);
+    const names = presetsOf(document);
+    if (names.length) this.#offer(names);
+    if (version.canvas_length) this.#parts.canvasLength.placeholder = version.canvas_length;
+    return version;
+  }
+
+  // The orders to run: one, or the same with refining on and off.
+  orders(picture) {
+    const { preset, tokensPerStep, canvasLength, prompt, compare } = this.#parts;
+    const sampling = {};
+    if (preset.value !== "rediff") sampling.preset = preset.value;
+    if (tokensPerStep.value) sampling.tokens_per_step = tokensPerStep.valueAsNumber;
+    if (canvasLength.value) sampling.canvas_length = canvasLength.valueAsNumber;
+    const order = { picture, prompt: prompt.value.trim() };
+    if (!compare.checked) return [{ ...order, title: `Preset ${preset.value}`, sampling }];
+    return [true, false].map((refine) => ({
+      ...order,
+      title: `Refining ${refine ? "on" : "off"}`,
+      sampling: { ...sampling, refine },
+    }));
+  }
+
+  #offer(names) {
+    const { preset } = this.#parts;
+    const chosen = preset.value;
+    preset.replaceChildren(...names.map((name) => new Option(name, name, false, name === chosen)));
+    this.#explain();
+  }
+
+  #explain() {
+    this.#parts.hint.textContent = PRESETS[this.#parts.preset.value] ?? "";
+  }
+}
+
+// The names that the OpenAPI document lists, wherever the schema keeps them.
+function presetsOf(document) {
+  const schema = document.components?.schemas?.SamplingOptions?.properties?.preset ?? {};
+  return [schema, ...(schema.anyOf ?? [])].flatMap((part) => part.enum ?? []);
+}
