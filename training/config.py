@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 
 class TrainConfigError(ValueError):
@@ -20,6 +20,44 @@ class Strict(BaseModel):
     """Unknown keys are errors, values are frozen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Training(Strict):
+    """What runs of every kind have in common."""
+
+    seed: int = 0
+    precision: Literal["no", "bf16"] = "bf16"
+    clip: float = Field(1.0, gt=0)
+    """Largest norm of a step's gradient."""
+    threads: int = Field(0, ge=0)
+    """Of torch on the CPU; 0 leaves its own choice."""
+    evaluate_every: int = Field(1000, gt=0)
+    save_every: int = Field(500, gt=0)
+
+    @classmethod
+    def read(cls, path: Path, overrides: Sequence[str] = ()) -> Self:
+        """Read a YAML file and apply `key.sub=value` overrides.
+
+        Raises:
+            TrainConfigError: the file is missing, not YAML, or has a wrong or unknown key.
+        """
+        return cls.parse(read_values(path, overrides), path)
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], path: Path) -> Self:
+        """Check what was read from `path`.
+
+        Raises:
+            TrainConfigError: a wrong or unknown key; one line each.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            lines = (
+                f"{path}: {'.'.join(map(str, item['loc']))}: {item['msg']}, got {item['input']!r}"
+                for item in error.errors(include_url=False)
+            )
+            raise TrainConfigError("\n".join(lines)) from None
 
 
 class ModelShape(Strict):
@@ -37,6 +75,8 @@ class ModelShape(Strict):
 class DataShape(Strict):
     """Scenes to train on."""
 
+    # Not dumped: runs that noted their configuration before there was a choice go on.
+    kind: Literal["scenes"] = Field("scenes", exclude=True)
     scenes: int = Field(24000, gt=0)
     """Different pictures; each is captioned anew every time it comes up."""
     validation_scenes: int = Field(256, gt=0)
@@ -48,11 +88,13 @@ class Phase(Strict):
 
     steps: int = Field(gt=0)
     slot_masked: float = Field(0.5, ge=0, le=1)
+    cut: float = Field(0.0, ge=0, le=1)
     replace: float = Field(0.0, ge=0, le=1)
     pair: float = Field(0.0, ge=0, le=1)
     replace_low: float = Field(0.03, ge=0, le=1)
     replace_high: float = Field(0.12, ge=0, le=1)
     content_weight: float = Field(1.0, gt=0)
+    relation_weight: float = Field(1.0, gt=0)
     end_weight: float = Field(0.3, ge=0)
     clean_weight: float = Field(0.0, ge=0)
     replaced_weight: float = Field(1.0, ge=0)
@@ -69,10 +111,9 @@ class Optimiser(Strict):
     weight_decay: float = Field(0.01, ge=0)
 
 
-class SceneTraining(Strict):
+class SceneTraining(Training):
     """Stage I of an embedded model on sticker scenes."""
 
-    seed: int = 0
     model: ModelShape = ModelShape()
     data: DataShape = DataShape()
     tower: Path
@@ -83,6 +124,8 @@ class SceneTraining(Strict):
     """Pictures a step."""
     wordings: int = Field(2, gt=1)
     """Canvases a picture, with different captions."""
+    parts: int = Field(1, gt=0)
+    """Batches of `pictures` that make up a step, over all processes."""
     align_steps: int = Field(800, ge=0)
     """Steps of the projector alone on dense labels of the cells."""
     phases: tuple[Phase, ...] = Field(min_length=1)
@@ -91,13 +134,12 @@ class SceneTraining(Strict):
     tail: float = Field(0.4, gt=0, le=1)
     warmup: int = Field(40, ge=1)
     ema: float = Field(0.997, ge=0, lt=1)
-    clip: float = Field(1.0, gt=0)
-    precision: Literal["no", "bf16"] = "bf16"
     compiled: bool = False
-    threads: int = Field(0, ge=0)
-    """0 leaves torch's own choice."""
-    evaluate_every: int = Field(1000, gt=0)
-    save_every: int = Field(500, gt=0)
+    loss: Literal["scenes", "default", "official"] = "scenes"
+    """`scenes` masks and weighs content words apart (`training.scenes.canvases`); the others are
+    the losses of `training.losses` for any captions, mended and official."""
+    prefix_attention: Literal["prefix", "full"] | None = None
+    """Train a model from `start_from` with this instead of its own; None keeps it."""
 
     @property
     def steps(self) -> int:
@@ -111,31 +153,24 @@ class SceneTraining(Strict):
             step -= phase.steps
         return self.phases[-1]
 
-    @classmethod
-    def read(cls, path: Path, overrides: Sequence[str] = ()) -> Self:
-        """Read a YAML file and apply `key.sub=value` overrides.
 
-        Raises:
-            TrainConfigError: the file is missing, not YAML, or has a wrong or unknown key.
-        """
-        try:
-            values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise TrainConfigError(f"no training configuration at {path}") from None
-        except (UnicodeDecodeError, yaml.YAMLError) as error:
-            raise TrainConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-        if not isinstance(values, dict):
-            raise TrainConfigError(f"{path} must hold a mapping, got {type(values).__name__}")
-        for override in overrides:
-            _apply(values, override)
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            lines = (
-                f"{path}: {'.'.join(map(str, item['loc']))}: {item['msg']}, got {item['input']!r}"
-                for item in error.errors(include_url=False)
-            )
-            raise TrainConfigError("\n".join(lines)) from None
+def read_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """A YAML mapping with `key.sub=value` overrides applied, unchecked.
+
+    Raises:
+        TrainConfigError: the file is missing, not YAML, or holds no mapping.
+    """
+    try:
+        values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise TrainConfigError(f"no training configuration at {path}") from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise TrainConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise TrainConfigError(f"{path} must hold a mapping, got {type(values).__name__}")
+    for override in overrides:
+        _apply(values, override)
+    return values
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import torch
 
-from rediff_model.sampler import generate
+from rediff_model import sampler
 from rediff_model.settings import SamplerSettings
 from training.scenes.atlas import default_names
 from training.scenes.export import SEED_STRIDE, annotation
@@ -77,12 +77,7 @@ def evaluate(
     on_captions: Callable[[int], None] | None = None,
 ) -> Row:
     """Caption scenes with one way of decoding and score them; `on_captions` counts progress."""
-    generations: list[Generation] = []
-    for part in _parts(prompts):
-        every = [settings] * len(part)
-        generations += generate(captioner.model, part, every, captioner.token_ids)
-        if on_captions is not None:
-            on_captions(len(part))
+    generations = decode(captioner, prompts, settings, on_captions=on_captions)
     captions = tuple(captioner.decode(generation.ids) for generation in generations)
     scores = [score(scene, text, names) for scene, text in zip(scenes, captions, strict=True)]
     return Row(
@@ -92,6 +87,31 @@ def evaluate(
         captions=captions,
         metrics=asdict(summarise(scores)),
     )
+
+
+def decode(
+    captioner: Captioner,
+    prompts: Sequence[Tensor],
+    settings: SamplerSettings,
+    prompt_refresh_interval: int | None = 1,
+    on_captions: Callable[[int], None] | None = None,
+) -> list[Generation]:
+    """Captions of prompts [P, D], in batches."""
+    generations: list[Generation] = []
+    for part in _parts(prompts):
+        state = sampler.open_state(
+            captioner.model,
+            captioner.token_ids,
+            prompt_refresh_interval=prompt_refresh_interval,
+        )
+        numbers = range(len(part))
+        state = sampler.join(captioner.model, state, numbers, part, [settings] * len(part))
+        while state.slots is not None:
+            state, _ = sampler.step(captioner.model, state)
+        generations += [state.finished[number] for number in numbers]
+        if on_captions is not None:
+            on_captions(len(part))
+    return generations
 
 
 def evaluate_split(

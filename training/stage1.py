@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -24,6 +24,7 @@ from training.scenes.canvases import CanvasBuilder, Mix
 from training.scenes.features import SceneFeatures, load_or_build
 from training.scenes.grammar import compose
 from training.scenes.objective import SceneBatch, SceneObjective, slot_accuracy
+from training.scenes.paper import paper_canvases
 from training.scenes.sample import sample_scene
 from training.scenes.tokenizer import (
     BOS,
@@ -36,14 +37,17 @@ from training.scenes.tokenizer import (
     train_tokenizer,
 )
 from training.scenes.tokenizer import save as save_tokenizer
+from training.state import processes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from torch.optim import Optimizer
 
     from training.config import Phase, SceneTraining
+    from training.scenes.canvases import Canvases
+    from training.scenes.graph import Scene
 
 logger = logging.getLogger(__name__)
 
@@ -72,28 +76,32 @@ def run(config: SceneTraining, folder: Path) -> Path:
     """Train, resuming whatever `folder` holds, and return the folder of the finished checkpoint."""
     if config.threads:
         torch.set_num_threads(config.threads)
+    group = processes()
     scene_run = prepare(config, folder)
-    features = load_or_build(
-        "train",
-        config.data.first_seed,
-        config.data.scenes,
-        scene_run.atlas,
-        scene_run.model,
-        folder.parent / "features",
-    )
-    validation = load_or_build(
-        "validation",
-        0,
-        config.data.validation_scenes,
-        scene_run.atlas,
-        scene_run.model,
-        folder.parent / "features",
-    )
+    with group.main_process_first():
+        features = load_or_build(
+            "train",
+            config.data.first_seed,
+            config.data.scenes,
+            scene_run.atlas,
+            scene_run.model,
+            folder.parent / "features",
+        )
+        validation = load_or_build(
+            "validation",
+            0,
+            config.data.validation_scenes,
+            scene_run.atlas,
+            scene_run.model,
+            folder.parent / "features",
+        )
     if config.start_from is None and config.align_steps:
         align(scene_run, features)
     average = train_captions(scene_run, features, validation)
     checkpoint = folder / "checkpoint"
-    export(scene_run, average, checkpoint)
+    if group.is_main_process:
+        export(scene_run, average, checkpoint)
+    group.wait_for_everyone()
     return checkpoint
 
 
@@ -109,10 +117,14 @@ def prepare(config: SceneTraining, folder: Path) -> SceneRun:
         cast("nn.Module", model.tower).load_state_dict(tower_weights(config.tower))
     else:
         model_config = read_config(config.start_from)
+        if config.prefix_attention is not None:
+            language = replace(model_config.language, prefix_attention=config.prefix_attention)
+            model_config = replace(model_config, language=language)
         tokenizer = Tokenizer.from_file(str(config.start_from / "tokenizer.json"))
         model = CaptionModel(model_config)
         load_weights(model, config.start_from, "cpu", torch.float32)
     cast("nn.Module", model.tower).requires_grad_(False)
+    model.to(processes().device)
     before, after = TextCodec(tokenizer).encode_prompt(conversation([DEFAULT_QUESTION]))
     objective = SceneObjective(model, before, after, compiled=config.compiled)
     canvases = CanvasBuilder(
@@ -211,7 +223,9 @@ def align(scene_run: SceneRun, features: SceneFeatures) -> None:
         return alignment.as_batch(features.rows(rows), labels)
 
     optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-3, weight_decay=0.05)
-    settings = LoopSettings(steps=config.align_steps, precision=config.precision, clip=100.0)
+    settings = LoopSettings(
+        steps=config.align_steps, precision=config.precision, clip=100.0, parts=config.parts
+    )
     average = train(objective, [optimizer], batch, settings, scene_run.folder / "align")
     with torch.no_grad():
         for name, value in projector.named_parameters():
@@ -228,8 +242,7 @@ def train_captions(
         rng = np.random.default_rng((config.seed, 2, step, part))
         rows = rng.integers(0, len(features.scenes), config.pictures)
         scenes = [features.scenes[row] for row in rows]
-        mix = mix_of(config.phase_at(step))
-        canvases = scene_run.canvases.build(scenes, config.wordings, mix, rng)
+        canvases = noised_canvases(scene_run, scenes, step, rng)
         return SceneBatch.of(features.rows(rows), canvases)
 
     rng = np.random.default_rng((config.seed, 3))
@@ -254,6 +267,17 @@ def train_captions(
     )
 
 
+def noised_canvases(
+    scene_run: SceneRun, scenes: Sequence[Scene], step: int, rng: np.random.Generator
+) -> Canvases:
+    """Canvases of a step, with the configuration's mix and losses."""
+    config = scene_run.config
+    mix = mix_of(config.phase_at(step))
+    if config.loss == "scenes":
+        return scene_run.canvases.build(scenes, config.wordings, mix, rng)
+    return paper_canvases(scene_run.canvases, scenes, config.wordings, mix, rng, config.loss)
+
+
 def loop_settings(config: SceneTraining) -> LoopSettings:
     """The loop of the caption phases."""
     return LoopSettings(
@@ -263,6 +287,7 @@ def loop_settings(config: SceneTraining) -> LoopSettings:
         tail=config.tail,
         clip=config.clip,
         ema=config.ema,
+        parts=config.parts,
         precision=config.precision,
         save_every=config.save_every,
         evaluate_every=config.evaluate_every,

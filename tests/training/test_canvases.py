@@ -1,6 +1,7 @@
 """Training canvases: what is masked, replaced and weighed, and that a step repeats exactly."""
 
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from training.scenes.canvases import (
     Mix,
 )
 from training.scenes.grammar import compose
+from training.scenes.paper import paper_canvases
 from training.scenes.sample import sample_scene
 from training.scenes.tokenizer import SPECIAL_TOKENS, train_tokenizer
 
@@ -125,3 +127,41 @@ def test_a_caption_longer_than_the_canvas_keeps_a_stop_token(tokenizer: Tokenize
     canvases = short.build(SCENES[:4], 2, replace(Mix(), pair=0.5), np.random.default_rng(0))
     assert canvases.targets_NC.shape == (8, 20)
     assert (canvases.targets_NC[:, -1] == STOP_ID).all()
+
+
+def test_a_cut_canvas_is_written_on_one_side_and_weighs_most_next_to_the_cut(
+    builder: CanvasBuilder,
+) -> None:
+    got = build(builder, Mix(cut=1.0, slot_masked=0.0, content_weight=1.0, end_weight=1.0))
+    masked = got.inputs_NC == MASK_ID
+    best = []
+    for row, weights in zip(masked, got.weights_NC, strict=True):
+        # The cut that explains the row best: few masks before it, few written words after it.
+        before = np.concatenate(([0], np.cumsum(row)))
+        after = np.concatenate((np.cumsum(~row[::-1])[::-1], [0]))
+        cut = int(np.argmin(before + after))
+        best.append((before + after)[cut])
+        heavy = np.flatnonzero(weights == weights.max())
+        assert row[heavy].all()
+        if row[cut:].sum() > 1:
+            behind = weights[cut:][row[cut:]]
+            assert (np.diff(behind) <= 0).all()
+            assert behind[-1] < behind[0]
+    assert np.median(best) < 0.15 * got.inputs_NC.shape[1]
+
+
+@pytest.mark.parametrize("compat", ["default", "official"])
+def test_with_the_papers_losses_only_the_official_one_trains_what_follows_the_stop(
+    builder: CanvasBuilder, compat: Literal["default", "official"]
+) -> None:
+    mix = Mix(pair=0.3, replace=0.45)
+    got = paper_canvases(builder, SCENES, 2, mix, np.random.default_rng(0), compat)
+    behind = got.slots_NC == END_SLOT
+    behind &= np.cumsum(behind, axis=1) > 1
+    assert (got.weights_NC[behind] > 0).any() == (compat == "official")
+    trained = got.weights_NC > 0
+    assert (got.inputs_NC == MASK_ID)[trained & (got.parts_NC == MASKED)].all()
+    for part in (REPLACED, PAIR):
+        chosen = got.parts_NC == part
+        assert chosen.any()
+        assert (got.inputs_NC != got.targets_NC)[chosen].all()

@@ -14,6 +14,7 @@ import numpy as np
 
 from training.scenes.corrupt import hallucinate
 from training.scenes.grammar import compose
+from training.scenes.templates import SLOTS
 from training.scenes.tokenizer import slot_ids
 
 if TYPE_CHECKING:
@@ -27,6 +28,11 @@ PARTS = ("clean", "masked", "replaced", "pair")
 CLEAN, MASKED, REPLACED, PAIR = range(4)
 END_SLOT = -1
 """Slot of the stop tokens that fill the canvas after the caption."""
+RELATION_SLOTS = tuple(1 + SLOTS.index(slot) for slot in ("relation", "subject", "object"))
+CUT_REACH = 12
+"""Positions behind a cut over which the weight of a masked token halves."""
+CUT_WEIGHT = 3.0
+"""Weight next to a cut: a cut canvas then counts about as much as any other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +41,9 @@ class Mix:
 
     slot_masked: float = 0.5
     """Of the masked canvases, the share whose content words are masked apart from the rest."""
+    cut: float = 0.0
+    """Of the masked canvases, the share that is written up to some position and masked after it,
+    as when decoding block by block; what lies next to the cut weighs most."""
     replace: float = 0.0
     """Share of canvases that are masked and have some visible tokens replaced."""
     pair: float = 0.0
@@ -42,10 +51,14 @@ class Mix:
     replace_low: float = 0.03
     replace_high: float = 0.12
     content_weight: float = 3.0
+    relation_weight: float = 1.0
+    """Of the content words of relations, times `content_weight`."""
     end_weight: float = 0.15
     clean_weight: float = 0.0
     """Weight of visible, untouched tokens: what keeps a right token right while refining."""
     replaced_weight: float = 1.0
+    unmasked: bool = False
+    """Nothing is masked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +121,8 @@ class CanvasBuilder:
                 wrong = pair.org_ids[: self.length - 1]
                 inputs_NC[row, : len(wrong)] = wrong
                 pair_NC[row] = inputs_NC[row] != targets_NC[row]
-        masked_NC = self._mask(slots_NC, mix, rng)
-        masked_NC[pair_N] = False
+        masked_NC, nearness_NC = self._mask(slots_NC, mix, rng)
+        masked_NC[pair_N | mix.unmasked] = False
         replace_N = ~pair_N & (rng.random(count) < mix.replace / max(1e-9, 1 - mix.pair))
         replaced_NC = self._replace(
             inputs_NC, targets_NC, replace_N, masked_NC, mix, rng, per_scene
@@ -123,24 +136,45 @@ class CanvasBuilder:
         share_N = np.maximum(masked_NC.mean(axis=1), 0.3)
         by_part = np.array([mix.clean_weight, 1.0, mix.replaced_weight, mix.replaced_weight])
         weights_NC = by_part[parts_NC]
-        weights_NC = np.where(masked_NC, weights_NC / share_N[:, None], weights_NC)
+        weights_NC = np.where(masked_NC, nearness_NC * weights_NC / share_N[:, None], weights_NC)
         by_slot = np.where(slots_NC > 0, mix.content_weight, 1.0)
+        by_slot[np.isin(slots_NC, RELATION_SLOTS)] *= mix.relation_weight
         by_slot = np.where(slots_NC == END_SLOT, mix.end_weight, by_slot)
         return Canvases(
             inputs_NC, targets_NC, (weights_NC * by_slot).astype(np.float32), parts_NC, slots_NC
         )
 
-    def _mask(self, slots_NC: np.ndarray, mix: Mix, rng: np.random.Generator) -> np.ndarray:
-        """Half at one rate t ~ U(.05, 1); half with content and template at rates of their own."""
-        count = len(slots_NC)
+    def _mask(
+        self, slots_NC: np.ndarray, mix: Mix, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What is masked, and what that weighs.
+
+        One rate t ~ U(.05, 1) for a canvas; or content and template at rates of their own; or a
+        cut at a position of the caption, with little masked before it and most things after.
+        """
+        count, length = slots_NC.shape
         draws_NC = rng.random(slots_NC.shape)
         uniform_N1 = rng.uniform(0.05, 1.0, (count, 1))
         content_N1 = np.where(rng.random((count, 1)) < 0.5, 1.0, rng.uniform(0.1, 1.0, (count, 1)))
         template_N1 = rng.random((count, 1))
         apart_N1 = rng.random((count, 1)) < mix.slot_masked
         rate_NC = np.where(slots_NC > 0, content_N1, template_N1)
-        masked: np.ndarray = draws_NC < np.where(apart_N1, rate_NC, uniform_N1)
-        return masked
+        rate_NC = np.where(apart_N1, rate_NC, uniform_N1)
+        nearness_NC = np.ones(slots_NC.shape)
+        if mix.cut:
+            cut_N1 = rng.random((count, 1)) < mix.cut
+            written_N = (slots_NC != END_SLOT).sum(axis=1)
+            # More often late than early: relations, the hardest part, come last.
+            cut_N = np.floor(np.sqrt(rng.random(count)) * (written_N + 1))
+            distance_NC = np.arange(length) - cut_N[:, None]
+            before_N1 = np.maximum(0, rng.uniform(-0.2, 0.2, (count, 1)))
+            after_N1 = np.minimum(1, rng.uniform(0.5, 1.5, (count, 1)))
+            by_side_NC = np.where(distance_NC < 0, before_N1, after_N1)
+            near_NC = CUT_WEIGHT * np.exp2(-np.maximum(0, distance_NC) / CUT_REACH)
+            rate_NC = np.where(cut_N1, by_side_NC, rate_NC)
+            nearness_NC = np.where(cut_N1, near_NC, nearness_NC)
+        masked: np.ndarray = draws_NC < rate_NC
+        return masked, nearness_NC
 
     def _replace(
         self,

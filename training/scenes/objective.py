@@ -6,7 +6,7 @@ N canvases, Q prompt rows, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -48,6 +48,9 @@ class SceneBatch:
     def weight(self) -> float:
         return float(self.weights_NC.sum())
 
+    def to(self, device: torch.device) -> Self:
+        return type(self)(*(getattr(self, item.name).to(device) for item in fields(self)))
+
 
 class SceneObjective(nn.Module):
     """Weighted cross entropy of the canvases; the prompt's rows are computed once a picture."""
@@ -60,6 +63,10 @@ class SceneObjective(nn.Module):
         self.register_buffer("before_Q", torch.tensor(before), persistent=False)
         self.register_buffer("after_Q", torch.tensor(after), persistent=False)
         self.run = torch.compile(self.losses) if compiled else self.losses
+
+    @property
+    def device(self) -> torch.device:
+        return self.captioner.device
 
     def forward(self, batch: SceneBatch) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
         """The weighted sum, and (sum, count) of the plain loss for every part."""
@@ -79,7 +86,9 @@ class SceneObjective(nn.Module):
         return flat.view(targets_NC.shape)
 
     def logits(self, features_BPF: Tensor, inputs_NC: Tensor) -> Tensor:
-        """Logits of all canvas rows, [N x C, V], with prompt rows blind to the canvas."""
+        """Logits of all canvas rows, [N x C, V]."""
+        if self.captioner.config.language.prefix_attention == "full":
+            return self._logits_seen_by_prompt(features_BPF, inputs_NC)
         decoder = self.captioner.model
         pictures, canvases = len(features_BPF), len(inputs_NC)
         prompt_BQD = self.prompt(features_BPF)
@@ -96,6 +105,20 @@ class SceneObjective(nn.Module):
         canvas_TD = decoder.embed_tokens(inputs_NC.flatten())
         hidden_TD = decoder(canvas_TD, positions_C.repeat(canvases), prefix)
         return self.captioner.logits(hidden_TD)
+
+    def _logits_seen_by_prompt(self, features_BPF: Tensor, inputs_NC: Tensor) -> Tensor:
+        """The same with full attention: every canvas has prompt rows of its own."""
+        decoder = self.captioner.model
+        canvases, columns = inputs_NC.shape
+        prompt_BQD = self.prompt(features_BPF)
+        prompt_NQD = prompt_BQD.repeat_interleave(canvases // len(features_BPF), 0)
+        whole_NLD = torch.cat((prompt_NQD, decoder.embed_tokens(inputs_NC)), dim=1)
+        positions_L = torch.arange(whole_NLD.shape[1], device=features_BPF.device)
+        hidden_TD = decoder(
+            whole_NLD.flatten(0, 1), positions_L.repeat(canvases), DenseAttend(canvases)
+        )
+        hidden_NLD = hidden_TD.view(*whole_NLD.shape[:2], -1)
+        return self.captioner.logits(hidden_NLD[:, -columns:].flatten(0, 1))
 
     def prompt(self, features_BPF: Tensor) -> Tensor:
         """Prompt rows: text, projected cells and the newline, text, [B, Q, D]."""
@@ -115,6 +138,7 @@ def slot_accuracy(objective: SceneObjective, batch: SceneBatch, mask_id: int) ->
     `slot_mean` is the mean over the slots; `shuffled_loss_gap` how much the loss rises when every
     picture gets its neighbour's features: zero means that the picture is not looked at.
     """
+    batch = batch.to(objective.device)
     content_NC = batch.slots_NC > 0
     inputs_NC = torch.where(content_NC, mask_id, batch.targets_NC)
     logits_TV = objective.logits(batch.features_BPF, inputs_NC).float()

@@ -1,0 +1,135 @@
+"""The experiments: what their branches are made of, and one from start to end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from training.experiments.catalogue import EXPERIMENTS
+from training.experiments.plan import Branch, Experiment, Size
+from training.experiments.report import plot, section, table
+from training.experiments.run import run
+
+if TYPE_CHECKING:
+    from training.experiments.plan import Recipe
+
+CONFIGS = Path("training/configs")
+SIZES = sorted(CONFIGS.glob("experiment-*.yaml"))
+
+
+def steps(experiment: Experiment, name: str) -> float:
+    return sum(
+        branch.units * int(branch.overrides.get("rounds", 1)) for branch in experiment.lineage(name)
+    )
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=EXPERIMENTS)
+def test_compared_branches_have_had_equally_many_steps(experiment: Experiment) -> None:
+    totals = {name: steps(experiment, name) for name in experiment.shown}
+    if experiment.name == "prefix-conversion":
+        assert totals["converted"] - totals["full"] == 0.25
+    else:
+        assert max(totals.values()) == pytest.approx(min(totals.values())), totals
+
+
+@pytest.mark.parametrize("path", SIZES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=EXPERIMENTS)
+def test_every_branch_is_a_valid_configuration_at_every_size(
+    experiment: Experiment, path: Path
+) -> None:
+    from training.config import SceneTraining
+    from training.stage2 import SceneCorrection
+
+    size = Size.read(path)
+    for branch in experiment.branches:
+        start = None if branch.after is None else Path("before")
+        kind = SceneCorrection if branch.recipe == "stage2" else SceneTraining
+        config = kind.model_validate(size.values(branch, start))
+        assert config.steps == round(size.unit * branch.units)
+
+
+def test_a_branch_must_come_after_the_one_it_starts_from() -> None:
+    recipe: Recipe = "mask"
+    later = Branch("later", "later", recipe, after="base")
+    base = Branch("base", "base", recipe)
+    with pytest.raises(ValueError, match="starts from base"):
+        Experiment("x", "?", (later, base), ("later",))
+
+
+def tiny(experiment: Experiment, folder: Path, **changes: object) -> dict[str, object]:
+    size = Size.read(CONFIGS / "experiment-tiny.yaml").model_copy(update=changes)
+    return run(experiment, size, folder)
+
+
+def test_an_experiment_runs_through_and_is_not_run_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A model that writes captions, or there would be nothing to correct.
+    shipped = {"start_from": "rediff_model/checkpoints/embedded"}
+    base = Branch("base", "plain", "mask", overrides=shipped)
+    experiment = Experiment(
+        "mini",
+        "Does it run?",
+        (
+            base,
+            Branch("stage2", "Stage II", "stage2", 1.0, "base"),
+            Branch("official", "official", "stage1", 1.0, "base", {"loss": "official"}),
+            Branch("mended", "mended", "stage1", 1.0, "base", {"loss": "default"}),
+        ),
+        ("stage2", "official", "mended"),
+        (32,),
+        (False, True),
+    )
+    figures = tiny(experiment, tmp_path)
+    rows = figures["rows"]
+    assert isinstance(rows, list)
+    assert [(row["branch"], row["refine"]) for row in rows] == [
+        (name, refine) for name in experiment.shown for refine in (False, True)
+    ]
+    for row in rows:
+        assert len(row["coverage"]["by_seed"]) == 2
+        assert row["coverage"]["low"] <= row["coverage"]["mean"] <= row["coverage"]["high"]
+        assert row["forwards"] == 4
+    assert json.loads((tmp_path / "mini.json").read_text()) == figures
+    plot(figures, tmp_path / "mini.png")
+    assert (tmp_path / "mini.png").stat().st_size > 5000
+    assert "Does it run?" in section(figures, "mini.png")
+    assert table(figures).count("\n") == 1 + len(rows)
+
+    def fail(*_: object) -> None:
+        raise AssertionError("trained or decoded again")
+
+    monkeypatch.setattr("training.experiments.run.stage1.run", fail)
+    monkeypatch.setattr("training.experiments.run.stage2.run", fail)
+    monkeypatch.setattr("training.experiments.run.decode", fail)
+    assert tiny(experiment, tmp_path) == figures
+
+
+def test_a_model_is_converted_to_prefix_attention_and_its_prompt_refreshed_less_often(
+    tmp_path: Path,
+) -> None:
+    conversion = EXPERIMENTS["prefix-conversion"]
+    figures = tiny(
+        Experiment(
+            "mini",
+            conversion.question,
+            conversion.branches,
+            conversion.shown,
+            (32,),
+            (True,),
+            (1, 2, None),
+        ),
+        tmp_path,
+    )
+    assert isinstance(figures["rows"], list)
+    assert [row["refresh"] for row in figures["rows"]] == [1, 2, None] * 2
+    configs = [
+        json.loads(path.read_text())["prefix_attention"]
+        for name in ("full-", "converted-")
+        for path in (tmp_path / "branches").glob(f"{name}*/checkpoint/config.json")
+        if "base" not in str(path)
+    ]
+    assert configs == ["full", "prefix"]

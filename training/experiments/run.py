@@ -1,0 +1,205 @@
+"""Runs an experiment: trains what is missing, evaluates it, writes table, figures and plot.
+
+Everything is kept: a branch that is finished is not trained again, nor is one decoded twice, so
+that a killed run goes on and experiments share the branches they have in common.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from rediff_model.model import Captioner
+from rediff_model.settings import SamplerSettings
+from training import stage1, stage2
+from training.config import SceneTraining
+from training.evaluate import decode, scene_prompts
+from training.scenes.atlas import Atlas
+from training.scenes.export import SEED_STRIDE
+from training.scenes.sample import sample_scene
+from training.scenes.score import METRICS, score, summarise
+from training.stage2 import SceneCorrection
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from training.experiments.plan import Branch, Experiment, Size
+    from training.scenes.graph import Scene
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A finished branch."""
+
+    branch: Branch
+    checkpoint: Path
+    steps: int
+    """Optimiser steps since the new model, over all branches it is made of."""
+    seconds: float
+    """Of its own training, drafts included; the sum of all runs if it was interrupted."""
+
+
+def run(experiment: Experiment, size: Size, folder: Path) -> dict[str, Any]:
+    """Train and evaluate; returns the figures, also written to `folder/<name>.json`."""
+    if size.threads:
+        torch.set_num_threads(size.threads)
+    outcomes: dict[str, Outcome] = {}
+    for branch in experiment.needed():
+        before = outcomes.get(branch.after) if branch.after else None
+        outcomes[branch.name] = train_branch(branch, before, size, folder)
+    atlas = Atlas.load()
+    scenes = [
+        [
+            sample_scene(seed * SEED_STRIDE + index, atlas, split="test")
+            for index in range(size.evaluation_scenes)
+        ]
+        for seed in size.evaluation_seeds
+    ]
+    rows = [
+        row
+        for name in experiment.shown
+        for row in evaluate_branch(experiment, outcomes[name], size, scenes, atlas, folder)
+    ]
+    figures = {
+        "experiment": experiment.name,
+        "question": experiment.question,
+        "size": size.label,
+        "unit": size.unit,
+        "evaluation": {"scenes": size.evaluation_scenes, "seeds": list(size.evaluation_seeds)},
+        "branches": [
+            {
+                "name": outcome.branch.name,
+                "label": outcome.branch.label,
+                "recipe": outcome.branch.recipe,
+                "after": outcome.branch.after,
+                "steps": outcome.steps,
+                "seconds": round(outcome.seconds, 1),
+            }
+            for outcome in outcomes.values()
+        ],
+        "rows": rows,
+    }
+    _write(folder / f"{experiment.name}.json", figures)
+    return figures
+
+
+def train_branch(branch: Branch, before: Outcome | None, size: Size, folder: Path) -> Outcome:
+    """Train a branch, or find it trained: branches are kept by what they were made with."""
+    values = size.values(branch, before.checkpoint if before else None)
+    own = round(size.unit * branch.units) * int(values.get("rounds", 1))
+    steps = own + (before.steps if before else 0)
+    home = folder / "branches" / f"{branch.name}-{_fingerprint(values, folder)}"
+    note = home / "finished.json"
+    if note.exists():
+        noted = json.loads(note.read_text(encoding="utf-8"))
+        return Outcome(branch, home / noted["checkpoint"], steps, noted["seconds"])
+    logger.info("branch %s: %d steps", branch.name, own)
+    home.mkdir(parents=True, exist_ok=True)
+    spent_file = home / "seconds.json"
+    spent = json.loads(spent_file.read_text(encoding="utf-8")) if spent_file.exists() else 0.0
+    began = time.monotonic()
+    try:
+        if branch.recipe == "stage2":
+            checkpoint = stage2.run(SceneCorrection.model_validate(values), home)
+        else:
+            checkpoint = stage1.run(SceneTraining.model_validate(values), home)
+    finally:
+        spent += time.monotonic() - began
+        _write(spent_file, spent)
+    _write(note, {"checkpoint": str(checkpoint.relative_to(home)), "seconds": spent})
+    return Outcome(branch, checkpoint, steps, spent)
+
+
+def evaluate_branch(
+    experiment: Experiment,
+    outcome: Outcome,
+    size: Size,
+    scenes: Sequence[Sequence[Scene]],
+    atlas: Atlas,
+    folder: Path,
+) -> list[dict[str, Any]]:
+    """One row a way of decoding: means with 95 % intervals over all scenes, and means by seed."""
+    kept = outcome.checkpoint / "rows.json"
+    known: dict[str, Any] = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
+    asked = hashlib.sha256(f"{size.evaluation_scenes} {size.evaluation_seeds}".encode()).hexdigest()
+    captioner: Captioner | None = None
+    prompts: list[list[Tensor]] = []
+    rows = []
+    for tokens in experiment.tokens_per_step:
+        for refine in experiment.refine:
+            for refresh in experiment.refresh:
+                key = f"{asked[:8]} {tokens} {refine} {refresh}"
+                if key not in known:
+                    if captioner is None:
+                        captioner = Captioner.load(str(outcome.checkpoint))
+                        prompts = [scene_prompts(captioner, part, atlas) for part in scenes]
+                    known[key] = _row(captioner, scenes, prompts, atlas, tokens, refine, refresh)
+                    _write(kept, known)
+                rows.append({"branch": outcome.branch.name, **known[key]})
+    return rows
+
+
+def _row(
+    captioner: Captioner,
+    scenes: Sequence[Sequence[Scene]],
+    prompts: Sequence[Sequence[Tensor]],
+    atlas: Atlas,
+    tokens: int,
+    refine: bool,
+    refresh: int | None,
+) -> dict[str, Any]:
+    settings = SamplerSettings(
+        canvas_length=captioner.config.canvas_length, tokens_per_step=tokens, refine=refine
+    )
+    generations = [decode(captioner, part, settings, refresh) for part in prompts]
+    scores = [
+        [
+            score(scene, captioner.decode(generation.ids), atlas.names)
+            for scene, generation in zip(*pair, strict=True)
+        ]
+        for pair in zip(scenes, generations, strict=True)
+    ]
+    together = summarise([each for part in scores for each in part])
+    by_seed = [summarise(part) for part in scores]
+    row: dict[str, Any] = {
+        "tokens_per_step": tokens,
+        "refine": refine,
+        "refresh": refresh,
+        "forwards": float(np.mean([one.steps for part in generations for one in part])),
+    }
+    for metric in METRICS:
+        interval = getattr(together, metric)
+        row[metric] = {
+            "mean": interval.mean,
+            "low": interval.low,
+            "high": interval.high,
+            "by_seed": [getattr(summary, metric).mean for summary in by_seed],
+        }
+    return row
+
+
+def _fingerprint(values: dict[str, Any], folder: Path) -> str:
+    """Of everything that decides the weights, wherever the experiment's folder lies."""
+    speed = ("threads", "compiled", "save_every", "evaluate_every")
+    deciding = {key: value for key, value in values.items() if key not in speed}
+    text = json.dumps(deciding, sort_keys=True).replace(str(folder), "")
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def _write(path: Path, value: Any) -> None:
+    """JSON, whole or not at all."""
+    fresh = path.with_name(f"{path.name}.new")
+    fresh.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    fresh.replace(path)

@@ -1,0 +1,68 @@
+"""Training canvases of the sticker scenes with the paper's losses, for comparison.
+
+`canvases.py` is what the shipped model learns from; here noise and weights are those of
+`training.losses`, which know nothing of content words.
+
+Shape suffixes: C canvas positions, N canvases.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+
+from training.draws import draw
+from training.losses import IGNORE, Objective, noise
+from training.losses import PARTS as LOSS_PARTS
+from training.scenes.canvases import END_SLOT, PARTS, Canvases, Mix
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from training.scenes.canvases import CanvasBuilder
+    from training.scenes.graph import Scene
+
+
+def paper_canvases(
+    builder: CanvasBuilder,
+    scenes: Sequence[Scene],
+    per_scene: int,
+    mix: Mix,
+    rng: np.random.Generator,
+    compat: Literal["default", "official"],
+) -> Canvases:
+    """Canvases with the official loss, or the mended one, in place of the builder's own.
+
+    Of `mix` only `pair` and the middle of `replace_low` and `replace_high`, times `replace`, are
+    used: the paper has one rate. Officially the stops behind a caption are trained like words; by
+    default only the first one is.
+    """
+    # Nothing masked or replaced yet, so that inputs and targets differ in pairs alone.
+    plain = builder.build(scenes, per_scene, Mix(pair=mix.pair, unmasked=True), rng)
+    targets_NC = torch.from_numpy(plain.targets_NC)
+    inputs_NC = torch.from_numpy(plain.inputs_NC)
+    labels_NC = targets_NC.clone()
+    if compat == "default":
+        end_NC = plain.slots_NC == END_SLOT
+        behind_NC = end_NC & (np.cumsum(end_NC, axis=1) > 1)
+        labels_NC[torch.from_numpy(behind_NC)] = IGNORE
+    objective = Objective(
+        mask_id=builder.mask_id,
+        replace_rate=mix.replace * (mix.replace_low + mix.replace_high) / 2,
+        rate_floor=0.0,
+        compat=compat,
+    )
+    keys_N = torch.from_numpy(rng.integers(0, 2**40, len(targets_NC)))
+    draws = draw(keys_N, builder.length, 0, builder.word_ids)
+    noised = noise(inputs_NC, labels_NC, inputs_NC != targets_NC, draws, objective)
+    number = np.array([PARTS.index(part) for part in LOSS_PARTS])
+    part_NC = noised.part_BL.numpy()
+    return Canvases(
+        inputs_NC=noised.ids_BL.numpy(),
+        targets_NC=plain.targets_NC,
+        weights_NC=noised.weight_BL.float().numpy(),
+        parts_NC=np.where(part_NC >= 0, number[part_NC], 0),
+        slots_NC=plain.slots_NC,
+    )
