@@ -63,6 +63,13 @@ def _setting(default: object, help_text: str, name: str, metavar: str = "TEXT") 
     )
 
 
+def _settings_list(help_text: str, flag: str, name: str, metavar: str) -> Any:
+    """An option that may be repeated, for a field that holds several values."""
+    return typer.Option(
+        flag, envvar=f"REDIFF_{name.upper()}", help=help_text, show_default="none", metavar=metavar
+    )
+
+
 Model = Annotated[
     str | None, _setting("the embedded checkpoint", "Checkpoint folder or hub id.", "model")
 ]
@@ -115,6 +122,26 @@ def serve(
     dtype: Dtype = None,
     threads: Threads = None,
     max_batch: MaxBatch = None,
+    max_rows: Annotated[
+        str | None,
+        _setting("what fits", "Prompt and canvas rows that run at a time.", "max_rows", "INTEGER"),
+    ] = None,
+    max_prefill_rows: Annotated[
+        str | None, _setting(4096, "Prompt rows that join in one step.", "max_prefill_rows")
+    ] = None,
+    prefix_refresh_interval: Annotated[
+        str | None,
+        _setting(
+            1,
+            "With full prefix attention, steps after which a prompt is computed again; 1 is exact; "
+            "or never.",
+            "prefix_refresh_interval",
+        ),
+    ] = None,
+    vision_cache_bytes: Annotated[
+        str | None,
+        _setting(268435456, "Memory for features of known pictures.", "vision_cache_bytes"),
+    ] = None,
     max_queue: Annotated[
         str | None, _setting(256, "Waiting requests; one more is refused.", "max_queue")
     ] = None,
@@ -154,6 +181,56 @@ def serve(
     log_level: Annotated[
         str | None, _setting("info", "debug, info, warning or error.", "log_level")
     ] = None,
+    log_format: Annotated[
+        str | None, _setting("text", "text, or json with one object a line.", "log_format")
+    ] = None,
+    api_keys: Annotated[
+        list[str] | None,
+        _settings_list(
+            "A key that lets clients in; may be repeated. Others see a command line: prefer the "
+            "variable or the file.",
+            "--api-key",
+            "api_keys",
+            "KEY",
+        ),
+    ] = None,
+    api_key_file: Annotated[
+        str | None, _setting("none", "File with a key a line.", "api_key_file", "FILE")
+    ] = None,
+    metrics_public: Annotated[
+        bool | None,
+        typer.Option(
+            "--metrics-public",
+            envvar="REDIFF_METRICS_PUBLIC",
+            help="Show /metrics without a key.",
+            show_default="False",
+        ),
+    ] = None,
+    cors_origins: Annotated[
+        list[str] | None,
+        _settings_list(
+            "A web origin whose pages may call the server, or *; may be repeated.",
+            "--cors-origin",
+            "cors_origins",
+            "ORIGIN",
+        ),
+    ] = None,
+    image_hosts: Annotated[
+        list[str] | None,
+        _settings_list(
+            "A host from which pictures may be fetched by https, or *.DOMAIN; may be repeated.",
+            "--image-host",
+            "image_hosts",
+            "HOST",
+        ),
+    ] = None,
+    image_fetch_timeout: Annotated[
+        str | None, _setting(5.0, "Seconds for fetching one.", "image_fetch_timeout")
+    ] = None,
+    otlp_endpoint: Annotated[
+        str | None,
+        _setting("none", "Where traces go: http://…:4318/v1/traces.", "otlp_endpoint", "URL"),
+    ] = None,
 ) -> None:
     """Serve captions over HTTP until SIGTERM or SIGINT."""
     settings = _settings(dict(locals()))
@@ -180,7 +257,9 @@ def caption(
     prompt: Annotated[
         str | None, typer.Option(envvar="REDIFF_PROMPT", help="The question.")
     ] = None,
-    preset: Annotated[str, typer.Option(envvar="REDIFF_PRESET", help="rediff or mask.")] = "rediff",
+    preset: Annotated[
+        str, typer.Option(envvar="REDIFF_PRESET", help="rediff, mask or adaptive.")
+    ] = "rediff",
     tokens_per_step: Annotated[
         int | None, typer.Option(envvar="REDIFF_TOKENS_PER_STEP", help="Tokens revealed a step.")
     ] = None,
@@ -248,6 +327,68 @@ def scenes(
         raise CommandError(str(error)) from None
 
 
+@data.command()
+def vicrit(
+    file: Annotated[Path, typer.Argument(help="ViCrit rows, .json or .jsonl.")],
+    out: Annotated[Path, typer.Option(envvar="REDIFF_OUT", help="Rows to write, .jsonl.")],
+    model: Annotated[
+        str, typer.Option(envvar="REDIFF_MODEL", help="Checkpoint whose tokenizer counts.")
+    ],
+    revision: Revision = None,
+    question: Annotated[
+        str | None, typer.Option(envvar="REDIFF_QUESTION", help="What is asked of every picture.")
+    ] = None,
+) -> None:
+    """Turn ViCrit pairs into rows with one correction of equal token count each.
+
+    What is left out is told on stderr, with file and line.
+    """
+    from tokenizers import Tokenizer
+
+    from rediff_model.checkpoint import resolve
+    from rediff_model.prompt import DEFAULT_QUESTION
+    from training.report import Report
+    from training.vicrit import convert
+
+    report = Report()
+    try:
+        tokenizer = Tokenizer.from_file(str(resolve(model, revision=revision) / "tokenizer.json"))
+        count = convert(file, tokenizer, out, question or DEFAULT_QUESTION, report)
+    except Exception as error:  # The tokenizer's library raises nothing more specific.
+        raise CommandError(" ".join(str(error).split())) from None
+    for problem in report.problems:
+        typer.echo(str(problem), err=True)
+    typer.echo(f"{count} rows; left out: {report.summary()}")
+
+
+@data.command()
+def errors(
+    drafts: Annotated[Path, typer.Argument(help="drafts.jsonl of a round of Stage II on scenes.")],
+    out: Annotated[Path, typer.Option(envvar="REDIFF_OUT", help="Folder for table and plot.")],
+    config: Annotated[
+        Path, typer.Option(envvar="REDIFF_CONFIG", help="Stage I to compare with; its last phase.")
+    ],
+    model: Model = None,
+    seed: Annotated[int, typer.Option(envvar="REDIFF_SEED", help="Draws the synthetic.")] = 0,
+) -> None:
+    """Compare the errors of drafts with those that Stage I trains on."""
+    settings = _settings({"model": model})
+    from training.config import SceneTraining, TrainConfigError
+    from training.records import RecordError
+    from training.scenes.atlas import Atlas
+    from training.scenes.error_report import as_text, compare, write
+    from training.stage1 import mix_of
+
+    try:
+        shape = SceneTraining.read(config)
+        mix = mix_of(shape.phases[-1])
+        rows = compare(drafts, settings.model, mix, Atlas.load(), seed)
+        write(rows, out)
+    except (TrainConfigError, RecordError, ValueError, OSError) as error:
+        raise CommandError(str(error)) from None
+    typer.echo(as_text(rows))
+
+
 Config = Annotated[
     Path, typer.Option(envvar="REDIFF_CONFIG", help="YAML file; see training/configs.")
 ]
@@ -262,19 +403,18 @@ Overrides = Annotated[
 
 @train.command()
 def stage1(config: Config, out: RunFolder, override: Overrides = None) -> None:
-    """Train the embedded model on sticker scenes: alignment, mask-only, Stage I."""
-    from training.config import SceneTraining
-    from training.stage1 import run
+    """Stage I: an embedded model on sticker scenes, or a checkpoint on conversations."""
+    from training.kinds import stage1 as run
 
-    _train(lambda: run(SceneTraining.read(config, override or ()), out))
+    _train(lambda: run(config, override or (), out))
 
 
 @train.command()
 def stage2(config: Config, out: RunFolder, override: Overrides = None) -> None:
     """Let the model draft, an expert correct, and train on the corrections."""
-    from training.stage2 import SceneCorrection, run
+    from training.kinds import stage2 as run
 
-    _train(lambda: run(SceneCorrection.read(config, override or ()), out))
+    _train(lambda: run(config, override or (), out))
 
 
 def _train(run: Callable[[], Path]) -> None:
@@ -283,11 +423,13 @@ def _train(run: Callable[[], Path]) -> None:
 
     from training.config import TrainConfigError
     from training.experts.protocol import ExpertError
-    from training.loop import TrainingError
+    from training.state import TrainingError, processes
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        typer.echo(run())
+        checkpoint = run()
+        if processes().is_main_process:
+            typer.echo(checkpoint)
     except (TrainConfigError, TrainingError, ExpertError, OSError, ValueError) as error:
         raise CommandError(str(error)) from None
 
@@ -356,6 +498,61 @@ def evaluate(
             "rows": [row.to_json() for row in rows],
         }
         json_file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+@app.command()
+def experiment(
+    name: Annotated[str, typer.Argument(help="Which one; `all` for every one of them.")],
+    size: Annotated[
+        str,
+        typer.Option(envvar="REDIFF_SIZE", help="small, shipped, tiny, or a YAML file."),
+    ] = "small",
+    out: Annotated[
+        Path, typer.Option(envvar="REDIFF_OUT", help="Folder of branches, figures and plots.")
+    ] = Path("runs/experiments"),
+    evaluation_scenes: Annotated[
+        int | None, typer.Option("--n", envvar="REDIFF_N", help="Scenes of each evaluation seed.")
+    ] = None,
+    page: Annotated[
+        Path | None, typer.Option(envvar="REDIFF_PAGE", help="Markdown page to write as well.")
+    ] = None,
+) -> None:
+    """Run an experiment of the paper: train its branches, evaluate, tabulate and plot.
+
+    A killed run goes on where it stopped, and experiments share the branches they have in common.
+    """
+    from training.config import TrainConfigError
+    from training.experiments.catalogue import EXPERIMENTS
+    from training.experiments.plan import Size
+    from training.experiments.report import plot, section, table
+    from training.experiments.run import run
+
+    if name != "all" and name not in EXPERIMENTS:
+        raise CommandError(f"no experiment {name!r}; there are {', '.join(EXPERIMENTS)}, and all")
+    given = Path(size)
+    if given.suffix not in (".yaml", ".yml"):
+        given = _configurations() / f"experiment-{size}.yaml"
+    overrides = [] if evaluation_scenes is None else [f"evaluation_scenes={evaluation_scenes}"]
+    try:
+        chosen = Size.read(given, overrides)
+        sections = []
+        for each in EXPERIMENTS.values() if name == "all" else [EXPERIMENTS[name]]:
+            figures = run(each, chosen, out)
+            picture = out / f"{each.name}.png"
+            plot(figures, picture)
+            typer.echo(table(figures))
+            sections.append(section(figures, picture.name))
+    except (TrainConfigError, ValueError, OSError) as error:
+        raise CommandError(str(error)) from None
+    if page is not None:
+        page.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+
+
+def _configurations() -> Path:
+    """The folder of the ready-made training configurations."""
+    import training
+
+    return Path(training.__file__).parent / "configs"
 
 
 def _check_folder(folder: Path, *, overwrite: bool) -> None:

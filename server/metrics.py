@@ -42,6 +42,25 @@ class Metrics:
         self.errors = Counter(
             "rediff_errors", "Failures inside the engine by kind.", ["kind"], registry=registry
         )
+        self.cancellations = Counter(
+            "rediff_cancellations",
+            "Requests given up by their callers, by where the engine had them.",
+            ["where"],
+            registry=registry,
+        )
+        self.shed = Counter(
+            "rediff_requests_shed",
+            "Requests taken out of the batch because memory ran out.",
+            registry=registry,
+        )
+        self.row_budget = Gauge(
+            "rediff_row_budget",
+            "Prompt and canvas rows that may run at once; lower after memory ran out.",
+            registry=registry,
+        )
+        self.rows = Gauge(
+            "rediff_rows_running", "Prompt and canvas rows that run.", registry=registry
+        )
         self.latency = Histogram(
             "rediff_e2e_request_latency_seconds",
             "Admission to the end of a request that got its caption.",
@@ -51,6 +70,12 @@ class Metrics:
         self.queue_time = Histogram(
             "rediff_request_queue_time_seconds",
             "Wait between the prepared prompt and the first step's batch.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.first_step_time = Histogram(
+            "rediff_time_to_first_step_seconds",
+            "Arrival of a request to the end of its first step.",
             buckets=_SECONDS,
             registry=registry,
         )
@@ -65,6 +90,12 @@ class Metrics:
             "Tower and projector for one picture.",
             buckets=_SECONDS,
             registry=registry,
+        )
+        self.vision_queries = Counter(
+            "rediff_vision_cache_queries", "Pictures looked up by content.", registry=registry
+        )
+        self.vision_hits = Counter(
+            "rediff_vision_cache_hits", "Pictures whose features were there.", registry=registry
         )
         self.step_time = Histogram(
             "rediff_step_duration_seconds",
@@ -83,6 +114,27 @@ class Metrics:
         )
         self.revised = Counter(
             "rediff_tokens_revised", "Revisions in finished captions.", registry=registry
+        )
+
+        self.step_revealed = Histogram(
+            "rediff_step_tokens_committed",
+            "Masked positions that one step revealed, over all requests in it.",
+            buckets=(0, *_COUNTS),
+            registry=registry,
+        )
+        self.step_revised = Histogram(
+            "rediff_step_tokens_revised",
+            "Revealed tokens that one step replaced, over all requests in it.",
+            buckets=(0, *_COUNTS),
+            registry=registry,
+        )
+        self.canvas_rows = Counter(
+            "rediff_canvas_positions_computed", "Canvas rows of all steps.", registry=registry
+        )
+        self.refreshes = Counter(
+            "rediff_prompt_refreshes",
+            "Prompts computed again while their request ran.",
+            registry=registry,
         )
 
     def text(self) -> bytes:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import ValidationError
 
-from rediff_model.generation import Generation
 from server.api.errors import BadBody
 from server.api.images import ImageError, ImageLimits, decode_image
 from server.api.schemas import SamplingOptions
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from rediff_model.generation import Generation
     from rediff_model.settings import SamplerSettings
     from server.engine.request import Prepared, Runner
     from server.settings import Settings
@@ -131,12 +131,14 @@ class Captions:
     def _run(self, prompts: list[Prepared]) -> list[Generation]:
         if not prompts:
             return []
-        batch = self.runner.start(
-            [Job(prompt, self.sampling, lambda _: None) for prompt in prompts]
+        batch = self.runner.open()
+        batch.join(
+            {
+                number: Job(prompt, self.sampling, lambda _: None)
+                for number, prompt in enumerate(prompts)
+            }
         )
         captions: dict[int, Generation] = {}
         while len(captions) < len(prompts):
-            captions |= {
-                index: event for index, event in batch.step() if isinstance(event, Generation)
-            }
-        return [captions[index] for index in range(len(prompts))]
+            captions |= batch.step().captions
+        return [captions[number] for number in range(len(prompts))]

@@ -71,7 +71,7 @@ class Service:
         self.config = config
         self.metrics = metrics
         self.model_name = model_name
-        self.engine = Engine(load, config.max_batch, metrics, self._engine_changed)
+        self.engine = Engine(load, config, metrics, self._engine_changed)
         self._on_load_failed = on_load_failed
         self._threads = ThreadPoolExecutor(config.prepare_threads, "prepare")
         self._tickets: set[Ticket] = set()
@@ -166,7 +166,13 @@ class Service:
         )
         prompt = await ticket.prepare(work)
         job = Job(
-            prompt, request.settings, ticket.from_engine, request.wants_steps, request.priority
+            prompt,
+            request.settings,
+            ticket.from_engine,
+            wants_steps=request.wants_steps,
+            priority=request.priority,
+            deadline=ticket.deadline,
+            arrived_at=ticket.admitted_at,
         )
         ticket.enqueue(self.engine, job)
         return ticket
@@ -235,11 +241,13 @@ class Service:
         vision = time.monotonic() - decoded
         self.metrics.decode_time.observe(decoded - began)
         self.metrics.vision_time.observe(vision)
+        self.metrics.vision_queries.inc()
+        self.metrics.vision_hits.inc(prompt.cached)
         return replace(prompt, vision_seconds=vision), decoded - began
 
     def _wait_estimate(self) -> int:
-        batches = self.active / self.config.max_batch
-        return min(60, max(1, math.ceil(batches * self.engine.batch_seconds)))
+        turns = self.active / self.config.max_batch
+        return min(60, max(1, math.ceil(turns * self.engine.request_seconds)))
 
     def _engine_changed(self, state: State) -> None:
         """Runs in the engine's thread."""

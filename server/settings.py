@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from server.engine.config import EngineConfig
 
@@ -18,6 +19,14 @@ EMBEDDED: Final = Path(__file__).parent.parent / "rediff_model" / "checkpoints" 
 
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 Bytes = Annotated[int, Field(ge=1024, le=2**34)]
+Texts = Annotated[tuple[str, ...], NoDecode]
+"""Several values: in the environment with commas or white space between them."""
+
+_KEY: Final = re.compile(r"[!-+\--~]{1,512}")
+_ORIGIN: Final = re.compile(r"\*|https?://[A-Za-z0-9.\-]+(:\d{1,5})?")
+_HOST: Final = re.compile(
+    r"(\*\.)?[a-z0-9]([a-z0-9\-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9\-]*[a-z0-9])?)+"
+)
 
 
 class BadSettings(ValueError):
@@ -38,6 +47,10 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     threads: int | None = Field(None, ge=1, le=1024)
     max_batch: int = Field(16, ge=1, le=4096)
+    max_rows: int | None = Field(None, ge=1, le=2**31)
+    max_prefill_rows: int = Field(4096, ge=1, le=2**31)
+    prefix_refresh_interval: int | None = Field(1, ge=1, le=65_536)
+    vision_cache_bytes: int = Field(256 * 2**20, ge=0, le=2**40)
     max_queue: int = Field(256, ge=0, le=1_000_000)
     max_canvas: int = Field(1024, ge=1, le=65_536)
     max_prompt_tokens: int = Field(1024, ge=1, le=1_000_000)
@@ -53,6 +66,61 @@ class Settings(BaseSettings):
     body_timeout: Seconds = 30.0
     drain_timeout: Seconds = 30.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["text", "json"] = "text"
+    api_keys: Texts = Field((), repr=False)
+    api_key_file: str | None = Field(None, min_length=1)
+    metrics_public: bool = False
+    cors_origins: Texts = ()
+    image_hosts: Texts = ()
+    image_fetch_timeout: Seconds = 5.0
+    otlp_endpoint: str | None = Field(None, pattern=r"^https?://")
+
+    @field_validator("api_keys", "cors_origins", "image_hosts", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        texts = [value] if isinstance(value, str) else value
+        if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
+            return value
+        parts = tuple(part for text in texts for part in re.split(r"[,\s]+", text) if part)
+        if texts and not parts:
+            raise ValueError("nothing but commas and white space")
+        return parts
+
+    @field_validator("prefix_refresh_interval", mode="before")
+    @classmethod
+    def _never(cls, value: object) -> object:
+        return None if value == "never" else value
+
+    @field_validator("api_keys")
+    @classmethod
+    def _are_keys(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
+        for number, key in enumerate(keys, 1):
+            if not _KEY.fullmatch(key):
+                raise ValueError(f"key {number} is not 1 to 512 visible ASCII characters")
+        return keys
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin!r} is no origin such as https://example.org, or *")
+        return origins
+
+    @field_validator("image_hosts")
+    @classmethod
+    def _are_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        hosts = tuple(host.lower() for host in hosts)
+        for host in hosts:
+            if not _HOST.fullmatch(host):
+                raise ValueError(f"{host!r} is no host name such as example.org or *.example.org")
+        return hosts
+
+    @model_validator(mode="after")
+    def _keys_in_file(self) -> Self:
+        if self.api_key_file is not None and not self.file_keys():
+            raise ValueError(f"api_key_file: {self.api_key_file} holds no key")
+        return self
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
@@ -75,13 +143,15 @@ class Settings(BaseSettings):
             BadSettings: a value of the wrong type or out of range.
         """
         try:
-            return cls(**{name: value for name, value in given.items() if value is not None})
+            # An option that may be repeated and was not given comes as an empty list.
+            return cls(**{name: v for name, v in given.items() if v is not None and v != []})
         except ValidationError as error:
             first = error.errors()[0]
             name = ".".join(str(part) for part in first["loc"])
             message = first["msg"].removeprefix("Value error, ")
-            if not name:
-                raise BadSettings(message) from None
+            # What was given may be a key, which belongs in no log.
+            if not name or name == "api_keys":
+                raise BadSettings(f"{name}: {message}" if name else message) from None
             raise BadSettings(f"{name}: {message}, got {first['input']!r}") from None
 
     @property
@@ -89,8 +159,30 @@ class Settings(BaseSettings):
         """The name that clients see: the given one, else the last part of the model's."""
         return self.served_model_name or self.model.rstrip("/").rsplit("/", 1)[-1]
 
+    def file_keys(self) -> tuple[str, ...]:
+        """The keys in `api_key_file`, one a line; lines that begin with # are comments.
+
+        Raises:
+            ValueError: the file cannot be read, or a line is no key.
+        """
+        if self.api_key_file is None:
+            return ()
+        try:
+            text = Path(self.api_key_file).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not UTF-8 text"
+            raise ValueError(f"api_key_file: cannot read {self.api_key_file}: {reason}") from None
+        lines = [line.strip() for line in text.splitlines()]
+        keys = tuple(line for line in lines if line and not line.startswith("#"))
+        for key in keys:
+            if not _KEY.fullmatch(key):
+                raise ValueError(
+                    f"api_key_file: {self.api_key_file} holds a line that is not 1 to 512 "
+                    "visible ASCII characters without a comma"
+                )
+        return keys
+
     def engine(self) -> EngineConfig:
         """The engine's part."""
-        return EngineConfig(
-            **{name: getattr(self, name) for name in EngineConfig.__dataclass_fields__}
-        )
+        names = EngineConfig.__dataclass_fields__.keys() & Settings.model_fields.keys()
+        return EngineConfig(**{name: getattr(self, name) for name in names})

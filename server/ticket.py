@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 
 from rediff_model.generation import Generation, StepEvent
 from server.engine.request import Failure, Job
-from server.errors import DeadlineExceeded, EngineDown, RequestFailed, ServeError
+from server.errors import (
+    BadSetting,
+    DeadlineExceeded,
+    EngineDown,
+    NotReady,
+    QueueFull,
+    RequestFailed,
+    ServeError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -56,11 +64,12 @@ class Ticket:
         self._events: asyncio.Queue[StepEvent | Caption | ServeError] = asyncio.Queue()
         self._late = DeadlineExceeded(f"no caption within {seconds:g} s")
         self.deadline = self._loop.time() + seconds
-        """On the event loop's clock."""
+        """On the event loop's clock, which is `time.monotonic`."""
         self._timer = self._loop.call_at(self.deadline, self.fail, self._late)
-        self._admitted_at = time.monotonic()
+        self.admitted_at = time.monotonic()
         self._decode_seconds = 0.0
         self._job: Job | None = None
+        self._engine: Engine | None = None
         self._over = False
 
     async def next_event(self) -> StepEvent | Caption:
@@ -104,25 +113,30 @@ class Ticket:
         """Hand the request's job to the engine, unless the request is over by now."""
         if self._over:
             return
-        self._job = job
+        self._job, self._engine = job, engine
         engine.submit(job)
 
     def fail(self, error: ServeError) -> None:
         """End the request with an error, if it has not ended."""
         if not self._over:
+            self._give_up()
             self._events.put_nowait(error)
             self._end(error.reason)
 
     def close(self) -> None:
         """Give up the request, if it has not ended: its caller left."""
         if not self._over:
+            self._give_up()
             self._end("cancelled")
+
+    def _give_up(self) -> None:
+        """Tell the engine that nobody waits any more; a late job it drops by itself."""
+        if self._engine is not None and self._job is not None and self._loop.time() < self.deadline:
+            self._engine.cancel(self._job)
 
     def _end(self, outcome: str, caption: Caption | None = None) -> None:
         self._over = True
         self._timer.cancel()
-        if self._job is not None:
-            self._job.cancelled = True
         self._release(self, outcome, caption)
 
     def from_engine(self, event: Event) -> None:
@@ -137,7 +151,9 @@ class Ticket:
         if self._over:
             return
         if isinstance(event, Failure):
-            self.fail(_error_of(event))
+            error = self._late if event.kind == "deadline" else _error_of(event)
+            self._events.put_nowait(error)
+            self._end(error.reason)
         elif isinstance(event, StepEvent):
             self._events.put_nowait(event)
         else:
@@ -156,12 +172,19 @@ class Ticket:
                 vision=job.prompt.vision_seconds,
                 queue=job.started_at - job.submitted_at,
                 generate=now - job.started_at,
-                total=now - self._admitted_at,
+                total=now - self.admitted_at,
             ),
         )
 
 
 def _error_of(failure: Failure) -> ServeError:
-    if failure.kind == "engine":
-        return EngineDown("the engine stopped", retry_after=RETRY_AFTER)
+    match failure.kind:
+        case "engine":
+            return EngineDown("the engine stopped", retry_after=RETRY_AFTER)
+        case "queue":
+            return QueueFull(failure.message, retry_after=RETRY_AFTER)
+        case "memory":
+            return NotReady("the server is out of memory", retry_after=RETRY_AFTER)
+        case "too_large":
+            return BadSetting(failure.message)
     return RequestFailed("the caption could not be computed")

@@ -15,13 +15,13 @@ from PIL import Image
 
 from rediff_model.generation import Change, Generation, StepEvent
 from server.api.app import create_app
-from server.engine.request import Job, ModelInfo, Prepared
+from server.engine.request import Job, ModelInfo, Outcome, Prepared
 from server.metrics import Metrics
 from server.service import Service
 from server.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Collection, Mapping
 
     from fastapi import FastAPI
 
@@ -55,7 +55,7 @@ class FakeRunner:
         """Jobs in each step so far."""
         self.pictures: list[Image.Image] = []
         self.starts: list[list[str]] = []
-        """The captions of each batch, in order."""
+        """The captions of those who joined at a step, in order."""
 
     def prepare(self, image: Image.Image, question: str | None) -> Prepared:
         assert self.prepare_allowed.wait(10)
@@ -73,18 +73,13 @@ class FakeRunner:
     def decode(self, ids: tuple[int, ...]) -> str:
         return "".join(f" {self.words[token]}" for token in ids if token not in (MASK, STOP))
 
-    def start(self, jobs: list[Job]) -> FakeBatch:
-        questions = [str(job.prompt.rows) for job in jobs]
-        if "boom start" in questions:
-            raise RuntimeError("cannot start")
-        self.starts.append(questions)
-        rows = {index: self._row(job) for index, job in enumerate(jobs)}
-        return FakeBatch(self, rows)
+    def open(self) -> FakeBatch:
+        return FakeBatch(self)
 
     def warm_up(self, batch: int) -> None:
         pass
 
-    def _row(self, job: Job) -> FakeRow:
+    def row(self, job: Job) -> FakeRow:
         settings = job.settings
         target = (*self.encode(str(job.prompt.rows)), *([STOP] * settings.canvas_length))
         canvas = [*(settings.draft or ()), *([MASK] * settings.canvas_length)]
@@ -146,29 +141,36 @@ class FakeRow:
 class FakeBatch:
     """Rows that advance one step at a time, when the runner lets them."""
 
-    def __init__(self, runner: FakeRunner, rows: dict[int, FakeRow]) -> None:
+    def __init__(self, runner: FakeRunner) -> None:
         self._runner = runner
-        self._rows = rows
+        self._rows: dict[int, FakeRow] = {}
 
-    def step(self) -> list[tuple[int, StepEvent | Generation]]:
+    def join(self, jobs: Mapping[int, Job]) -> None:
+        questions = [str(job.prompt.rows) for job in jobs.values()]
+        if "boom start" in questions:
+            raise RuntimeError("cannot start")
+        self._runner.starts.append(questions)
+        self._rows |= {number: self._runner.row(job) for number, job in jobs.items()}
+
+    def step(self) -> Outcome:
         if not self._runner.free_running:
             assert self._runner.steps_allowed.acquire(timeout=10)
         self._runner.batches.append(len(self._rows))
-        events: list[tuple[int, StepEvent | Generation]] = []
-        for index, row in list(self._rows.items()):
+        steps, captions = [], {}
+        for number, row in list(self._rows.items()):
             if row.job.prompt.rows == "boom step":
                 raise RuntimeError("step failed")
             event = row.advance(self._runner.words.index("wrong"))
             if row.job.wants_steps:
-                events.append((index, event))
+                steps.append((number, event))
             if event.done:
-                events.append((index, row.result()))
-                del self._rows[index]
-        return events
+                captions[number] = row.result()
+                del self._rows[number]
+        return Outcome(tuple(steps), captions)
 
-    def drop(self, indices: set[int]) -> None:
-        for index in indices:
-            del self._rows[index]
+    def drop(self, numbers: Collection[int]) -> None:
+        for number in numbers:
+            self._rows.pop(number, None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,12 @@ def members(shards: Iterable[Path], report: Report) -> Iterator[Member]:
                 for entry in archive:
                     if entry.isfile():
                         yield Member(path, entry.name, entry.offset_data, entry.size)
+                end = archive.offset
+            # tarfile takes a file that is cut within a header for a whole one.
+            with path.open("rb") as file:
+                file.seek(end)
+                if len(file.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:
+                    report.add(Problem("malformed", str(path), "no end mark: it may be cut off"))
         except (OSError, tarfile.TarError) as error:
             report.add(Problem("malformed", str(path), f"not a whole, plain tar file: {error}"))
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from rediff_model.prompt import SYSTEM
 from training.losses import IGNORE
-from training.pairs import Occurrences, correct, locate
+from training.pairs import Correction, Occurrences, correct, locate
 from training.report import BadRow
 from training.rows import IMAGE_TAG
 from training.sample import IMAGE_ID, Rows, Sample, Specials
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from rediff_model.settings import Compat
-    from training.rows import Pair, Row, Turn
+    from training.rows import AnswerTokens, Pair, Row, Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +64,12 @@ class Renderer:
                 continue
             rows.add_prompt(self._encode("\n\n"))
             own = [segment for segment in segments if segment.answer == len(starts)]
-            correction, left_out = correct(answers[len(starts)], own, self.tokenizer, row.where)
+            if row.tokens is not None:
+                correction = self._as_sampled(row.tokens, row.where)
+            else:
+                correction, left_out = correct(answers[len(starts)], own, self.tokenizer, row.where)
+                problems += left_out
             starts.append(len(rows.ids))
-            problems += left_out
             rows.add(correction.ids, correction.labels, correction.revise)
             rows.add([self.specials.end_turn], [self.specials.end_turn])
         if row.pairs and not any(rows.revise):
@@ -81,6 +84,14 @@ class Renderer:
             if row.pairs and not any(rows.revise):
                 raise BadRow("truncated", row.where, "the corrections lie past the canvas")
         return rows.sample(row.where, starts[0], problems)
+
+    def _as_sampled(self, tokens: AnswerTokens, where: str) -> Correction:
+        vocabulary = self.tokenizer.get_vocab_size()
+        if (highest := max(*tokens.ids, *tokens.labels)) >= vocabulary:
+            raise BadRow("malformed", where, f"id {highest} lies past {vocabulary} tokens")
+        flagged = set(tokens.flags)
+        revise = tuple(place in flagged for place in range(len(tokens.ids)))
+        return Correction(tokens.ids, tokens.labels, revise)
 
     def _official(self, row: Row, turns: Sequence[Turn]) -> Sample:
         specials = self.specials

@@ -44,7 +44,10 @@ class ImageFolder:
 
     def open(self, name: str) -> Image.Image:
         """The picture as RGB."""
-        path = (self.root / name).resolve()
+        try:
+            path = (self.root / name).resolve()
+        except (OSError, ValueError) as error:
+            raise ImageError(f"{name!r:.80} is no file name: {error}") from None
         if not path.is_relative_to(self.root.resolve()):
             raise ImageError(f"{name} lies outside {self.root}")
         return open_rgb(path, self.max_pixels)

@@ -1,32 +1,31 @@
 """The training loop, on accelerate: one objective, batches by step number, exact resume.
 
-A run's folder holds `state/` (weights, their running average and optimiser moments as
-safetensors, the step number as JSON), `log.jsonl` and TensorBoard events. Everything a step draws
-follows from its number, so a killed run continues to the same weights.
+A run's folder holds `state/` (see `training.state`), `log.jsonl` and TensorBoard events.
+Everything a step draws follows from its number, so a killed run continues to the same weights.
 """
 
 from __future__ import annotations
 
-import json
-import logging
 import math
-import shutil
-import time
-from contextlib import contextmanager, nullcontext
+import os
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, Self
 
 import torch
-from accelerate import Accelerator
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from tqdm import tqdm
 
+from training.ahead import ahead
+from training.log import Log
+from training.state import RunState, TrainingError, gathered, local, swapped
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-logger = logging.getLogger(__name__)
+    from torch import Tensor, nn
 
 Schedule = Literal["cosine", "linear_tail"]
 
@@ -38,9 +37,9 @@ class Batch(Protocol):
         """The sum of its loss weights: what the loss is divided by, over all processes."""
         ...
 
-
-class TrainingError(RuntimeError):
-    """A run that cannot go on; the message names the step or the file."""
+    def to(self, device: torch.device) -> Self:
+        """The batch on a device."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +53,15 @@ class LoopSettings:
     """Share of the steps over which `linear_tail` falls to zero; before that it is constant."""
     clip: float = 1.0
     ema: float = 0.997
-    accumulate: int = 1
+    """Of the running average of the weights; 0 keeps none, for want of memory."""
+    parts: int = 1
+    """Batches that make up a step, over all processes: each takes parts / processes of them."""
     precision: Literal["no", "bf16"] = "bf16"
     log_every: int = 50
     save_every: int = 500
     evaluate_every: int = 1000
+    prefetch: int = 0
+    """Batches made ahead in a thread."""
     progress: bool = True
 
 
@@ -84,193 +87,98 @@ def train(
 ) -> dict[str, Tensor]:
     """Train until `settings.steps` and return the running average of the trained weights.
 
-    `batch(step, part)` makes part number `part` of a step, of accumulate x processes parts.
+    `batch(step, part)` makes part number `part` of the `settings.parts` of a step.
     `objective(batch)` returns the weighted sum of the loss and a dictionary of (sum, weight) by
-    part for the log. `evaluate(step)` runs on the main process with averaged weights in place.
+    part for the log, with the same names every time. `evaluate(step)` runs on every process with
+    averaged weights in place; the main one's figures are logged. Weights that are sharded come
+    back whole on the main process, and not at all on the others.
 
     Raises:
-        TrainingError: the loss is not finite, or the saved state does not fit the model.
+        TrainingError: the gradient is not finite, the saved state does not fit the model, or the
+            parts cannot be shared by the processes.
     """
-    accelerator = Accelerator(mixed_precision=settings.precision, cpu=not torch.cuda.is_available())
-    prepared = accelerator.prepare(objective)
+    accelerator = Accelerator(
+        mixed_precision=settings.precision,
+        cpu=not torch.cuda.is_available(),
+        fsdp_plugin=_sharding(settings.precision),
+    )
+    ranks, rank = accelerator.num_processes, accelerator.process_index
+    if settings.parts % ranks:
+        raise TrainingError(f"{ranks} processes cannot share a step of {settings.parts} parts")
+    prepared, *optimizers = accelerator.prepare(objective, *optimizers)
     inner = accelerator.unwrap_model(prepared)
     trained = {name: value for name, value in inner.named_parameters() if value.requires_grad}
-    average = {name: value.detach().clone() for name, value in trained.items()}
+    average: dict[str, Tensor] = dict(trained)
+    if settings.ema:
+        average = {name: value.detach().clone() for name, value in trained.items()}
     base_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
-    start = restore(folder, trained, average, optimizers)
-    ranks, rank = accelerator.num_processes, accelerator.process_index
-    log = Log(folder, enabled=accelerator.is_main_process)
+    state = RunState(folder, trained, average, optimizers, accelerator.state)
+    start = state.restore()
+    log = Log(folder, accelerator)
     bar = tqdm(
         total=settings.steps,
         initial=start,
         disable=not (settings.progress and accelerator.is_main_process),
         dynamic_ncols=True,
     )
+    own = range(rank, settings.parts, ranks)
+    jobs = ((step, part) for step in range(start, settings.steps) for part in own)
+    made = ahead(lambda job: batch(*job), jobs, settings.prefetch)
     for step in range(start, settings.steps):
         factor = learning_rate_factor(step, settings)
         for optimizer, rates in zip(optimizers, base_rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
-        batches = [batch(step, i * ranks + rank) for i in range(settings.accumulate)]
+        batches = [next(made) for _ in own]
         weight = torch.tensor(sum(part.weight() for part in batches), dtype=torch.float64)
         total_weight = accelerator.reduce(weight.to(accelerator.device), reduction="sum").item()
         for number, part in enumerate(batches):
-            last = number == settings.accumulate - 1
+            last = number == len(batches) - 1
             with nullcontext() if last else accelerator.no_sync(prepared):
-                loss, parts = prepared(part)
-                # DDP averages gradients over the processes, the loss is a sum over them.
+                loss, parts = prepared(part.to(accelerator.device))
+                # Gradients are averaged over the processes, the loss is a sum over them.
                 accelerator.backward(loss * (ranks / total_weight))
-            log.add("loss", loss.item() * ranks / total_weight)
-            log.add_parts(parts)
+            log.add({"loss": (loss.detach() / total_weight, 1 / settings.parts), **parts})
         norm = accelerator.clip_grad_norm_(list(trained.values()), settings.clip)
         if not math.isfinite(float(norm)):
             raise TrainingError(f"the gradient is not finite at step {step}")
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            torch._foreach_lerp_(
-                list(average.values()),
-                [value.detach() for value in trained.values()],
-                1 - min(settings.ema, (step + 1) / (step + 10)),
-            )
+        if settings.ema:
+            _move(average, trained, 1 - min(settings.ema, (step + 1) / (step + 10)))
         bar.update()
         done = step + 1
         if done % settings.log_every == 0:
             row = log.write(done, {"rate": factor, "norm": float(norm)})
             bar.set_postfix({key: f"{row[key]:.3f}" for key in row if key.startswith("loss")})
-        if accelerator.is_main_process and (
-            done % settings.save_every == 0 or done == settings.steps
-        ):
-            save(folder, done, trained, average, optimizers)
+        if done % settings.save_every == 0 or done == settings.steps:
+            state.save(done)
         if evaluate and (done % settings.evaluate_every == 0 or done == settings.steps):
-            if accelerator.is_main_process:
-                with swapped(trained, average):
-                    log.write(done, dict(evaluate(done)))
+            with swapped(trained, average):
+                log.write(done, dict(evaluate(done)))
             accelerator.wait_for_everyone()
     bar.close()
     log.close()
-    return average
+    return gathered(average, keep=accelerator.is_main_process)
 
 
-class Log:
-    """Means since the last line, to `log.jsonl` and TensorBoard."""
+def _sharding(precision: Literal["no", "bf16"]) -> FullyShardedDataParallelPlugin | None:
+    """With FSDP, gradients are summed in float32 and losses stay in it; the rest is as launched.
 
-    def __init__(self, folder: Path, *, enabled: bool) -> None:
-        self.sums: dict[str, list[float]] = {}
-        self.started = time.monotonic()
-        self.path = folder / "log.jsonl" if enabled else None
-        self.board: Any = None
-        if enabled:
-            from torch.utils.tensorboard import SummaryWriter
-
-            folder.mkdir(parents=True, exist_ok=True)
-            self.board = SummaryWriter(str(folder / "tensorboard"))
-
-    def add(self, name: str, value: float, weight: float = 1.0) -> None:
-        pair = self.sums.setdefault(name, [0.0, 0.0])
-        pair[0] += value
-        pair[1] += weight
-
-    def add_parts(self, parts: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-        """Per part the summed loss and the number of tokens, as scalars on any device."""
-        for name, (total, count) in parts.items():
-            self.add(name, total.item(), count.item())
-
-    def write(self, step: int, extra: Mapping[str, float]) -> dict[str, float]:
-        """Write and return one line of means; parts that had no token are left out."""
-        row = {name: total / count for name, (total, count) in self.sums.items() if count}
-        row |= {**extra, "step": step, "seconds": time.monotonic() - self.started}
-        self.sums.clear()
-        if self.path is not None:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({key: round(value, 5) for key, value in row.items()}) + "\n")
-            for key, value in row.items():
-                self.board.add_scalar(key, value, step)
-        return row
-
-    def close(self) -> None:
-        if self.board is not None:
-            self.board.close()
+    accelerate's own policy would round both to bfloat16.
+    """
+    if precision == "no" or os.environ.get("ACCELERATE_USE_FSDP", "").lower() != "true":
+        return None
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    return FullyShardedDataParallelPlugin(mixed_precision_policy=policy)
 
 
-@contextmanager
-def swapped(trained: Mapping[str, Tensor], average: Mapping[str, Tensor]) -> Iterator[None]:
-    """The averaged weights in the model's place, for an evaluation."""
-    kept = {name: value.detach().clone() for name, value in trained.items()}
-    _copy_into(trained, average)
-    try:
-        yield
-    finally:
-        _copy_into(trained, kept)
-
-
-def save(
-    folder: Path,
-    step: int,
-    trained: Mapping[str, Tensor],
-    average: Mapping[str, Tensor],
-    optimizers: Sequence[torch.optim.Optimizer],
-) -> None:
-    """Write `state/` whole: a reader sees the old one or the new one."""
-    fresh, old, state = folder / "state.new", folder / "state.old", folder / "state"
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    save_file(
-        {name: value.detach().contiguous() for name, value in trained.items()},
-        fresh / "weights.safetensors",
-    )
-    save_file(dict(average), fresh / "average.safetensors")
-    save_file(_moments(optimizers), fresh / "optimizers.safetensors")
-    (fresh / "step.json").write_text(json.dumps({"step": step}), encoding="utf-8")
-    shutil.rmtree(old, ignore_errors=True)
-    if state.exists():
-        state.rename(old)
-    fresh.rename(state)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def restore(
-    folder: Path,
-    trained: Mapping[str, Tensor],
-    average: dict[str, Tensor],
-    optimizers: Sequence[torch.optim.Optimizer],
-) -> int:
-    """Load `state/` in place if there is one; returns the number of steps done."""
-    state = folder / "state"
-    if not state.exists() and (folder / "state.old").exists():
-        (folder / "state.old").rename(state)  # killed between the two renames of save
-    if not state.exists():
-        return 0
-    weights = load_file(state / "weights.safetensors")
-    if weights.keys() != trained.keys():
-        differing = sorted(weights.keys() ^ trained.keys())
-        raise TrainingError(f"{state} does not fit the model: {differing[0]} is on one side only")
-    _copy_into(trained, weights)
-    _copy_into(average, load_file(state / "average.safetensors"))
-    moments = load_file(state / "optimizers.safetensors")
-    for number, optimizer in enumerate(optimizers):
-        values = optimizer.state_dict()
-        for key, value in moments.items():
-            owner, index, name = key.split(".", 2)
-            if int(owner) == number:
-                values["state"].setdefault(int(index), {})[name] = value
-        optimizer.load_state_dict(values)
-    step: int = json.loads((state / "step.json").read_text(encoding="utf-8"))["step"]
-    logger.info("resuming %s at step %d", folder, step)
-    return step
-
-
-def _moments(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    return {
-        f"{number}.{index}.{name}": torch.as_tensor(value).contiguous()
-        for number, optimizer in enumerate(optimizers)
-        for index, values in optimizer.state_dict()["state"].items()
-        for name, value in values.items()
-    }
-
-
-def _copy_into(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor]) -> None:
+def _move(average: Mapping[str, Tensor], trained: Mapping[str, Tensor], share: float) -> None:
+    """Move the average by a share of the way to the weights."""
     with torch.no_grad():
-        for name, target in targets.items():
-            target.copy_(sources[name])
+        torch._foreach_lerp_(
+            [local(value) for value in average.values()],
+            [local(value) for value in trained.values()],
+            share,
+        )

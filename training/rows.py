@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from training.report import BadRow
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 Role = Literal["user", "assistant"]
 ROLES: dict[str, Role] = {
@@ -42,6 +42,19 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
+class AnswerTokens:
+    """The tokens of a draft as it was sampled, and those it should have; equally many.
+
+    A draft is not always made of the tokens that the tokenizer would choose for its text.
+    """
+
+    ids: tuple[int, ...]
+    labels: tuple[int, ...]
+    flags: tuple[int, ...]
+    """Positions that are corrected."""
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """A conversation, its picture and its corrections. `where` is `file:line`."""
 
@@ -49,6 +62,8 @@ class Row:
     turns: tuple[Turn, ...]
     image: str | None = None
     pairs: tuple[Pair, ...] = ()
+    tokens: AnswerTokens | None = None
+    """Of the only answer, if it is a corrected draft."""
 
     @property
     def size(self) -> int:
@@ -61,7 +76,8 @@ def parse_row(value: object, where: str) -> Row:
 
     Other keys are ignored. `conversations` holds `{"from": "human" | "gpt", "value": text}`
     (`user` and `assistant` are understood too); `image` is a name or a list of one name;
-    `revise` holds `{"org", "target"}`, optionally with `start`.
+    `revise` holds `{"org", "target"}`, optionally with `start`. A corrected draft, with one answer,
+    has `ids`, `labels` and `flags` besides.
 
     Raises:
         BadRow: malformed, with what was wrong and where.
@@ -72,7 +88,8 @@ def parse_row(value: object, where: str) -> Row:
     if not any(turn.role == "assistant" for turn in turns):
         raise BadRow("malformed", where, "conversations holds no answer")
     pairs = tuple(_pair(item, where) for item in _list(value, "revise", where))
-    return Row(where, turns, _image(value, where), pairs)
+    tokens = _tokens(value, turns, where) if value.keys() >= {"ids", "labels", "flags"} else None
+    return Row(where, turns, _image(value, where), pairs, tokens)
 
 
 def _list(value: Mapping[str, Any], key: str, where: str) -> list[Any]:
@@ -90,7 +107,7 @@ def _turn(item: object, where: str) -> Turn:
     speaker = item.get("from")
     if not isinstance(speaker, str) or speaker not in ROLES:
         raise BadRow("malformed", where, f"from must be one of {sorted(ROLES)}, got {speaker!r}")
-    return Turn(ROLES[speaker], item["value"])
+    return Turn(ROLES[speaker], _text(item["value"], where))
 
 
 def _pair(item: object, where: str) -> Pair:
@@ -104,7 +121,27 @@ def _pair(item: object, where: str) -> Pair:
     start = item.get("start")
     if start is not None and (type(start) is not int or start < 0):
         raise BadRow("malformed", where, f"start must be a position, got {start!r}")
-    return Pair(item["org"], item["target"], start)
+    return Pair(_text(item["org"], where), _text(item["target"], where), start)
+
+
+def _tokens(value: Mapping[str, Any], turns: Sequence[Turn], where: str) -> AnswerTokens:
+    ids, labels, flags = (_list(value, key, where) for key in ("ids", "labels", "flags"))
+    numbers = all(type(item) is int and item >= 0 for item in (*ids, *labels, *flags))
+    answers = sum(turn.role == "assistant" for turn in turns)
+    if not numbers or len(ids) != len(labels) or answers != 1 or not flags:
+        raise BadRow("malformed", where, "ids, labels and flags do not fit one corrected answer")
+    if max(flags) >= len(ids):
+        raise BadRow("malformed", where, f"flag {max(flags)} lies past {len(ids)} tokens")
+    return AnswerTokens(tuple(ids), tuple(labels), tuple(flags))
+
+
+def _text(text: str, where: str) -> str:
+    """The text, if it can be written: JSON may hold halves of characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadRow("malformed", where, f"not text: {error.reason}") from None
+    return text
 
 
 def _image(value: Mapping[str, Any], where: str) -> str | None:

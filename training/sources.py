@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 from array import array
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from training.archive import members
 from training.images import FORMATS
 from training.report import BadRow, Problem
-from training.rows import Row, parse_row
+from training.rows import parse_row
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from training.archive import Member
     from training.report import Report
+    from training.rows import Row
 
 SUFFIXES = (".jpg", ".jpeg", *(f".{name.lower()}" for name in FORMATS if name != "JPEG"))
 
@@ -119,6 +121,21 @@ class RowShards:
         return self._sizes[index]
 
 
+def values(path: Path, report: Report) -> Iterator[tuple[str, object]]:
+    """Every JSON value of a `.json` or `.jsonl` file with its place, `file:line`, whatever it is.
+
+    What is not JSON goes to `report`.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    for _, _, line, text in _spans(path, report):
+        try:
+            yield f"{path}:{line}", _load(text, f"{path}:{line}")
+        except BadRow as error:
+            report.add(error.problem)
+
+
 def _spans(path: Path, report: Report) -> Iterator[tuple[int, int, int, bytes]]:
     """Offset, length, line and bytes of every row in a file."""
     with path.open("rb") as file:
@@ -151,7 +168,7 @@ def _elements(data: bytes, path: Path, report: Report) -> Iterator[tuple[int, in
             return
         try:
             _, end = decoder.raw_decode(text, at)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             reason = f"not JSON from here on, the rest is lost: {error}"
             report.add(Problem("malformed", f"{path}:{line}", reason))
             return
@@ -162,7 +179,7 @@ def _elements(data: bytes, path: Path, report: Report) -> Iterator[tuple[int, in
 def _load(text: bytes, where: str) -> object:
     try:
         return json.loads(text)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise BadRow("malformed", where, f"not JSON: {error}") from None
 
 
@@ -183,7 +200,7 @@ def _groups(found: Iterable[Member]) -> Iterator[list[Member]]:
 
 
 def _with_image(row: Row, image: str | None) -> Row:
-    return row if row.image or image is None else Row(row.where, row.turns, image, row.pairs)
+    return row if row.image or image is None else replace(row, image=image)
 
 
 def _size(row: Row) -> int:

@@ -13,7 +13,8 @@ from pydantic import Field, model_validator
 
 from rediff_model.prompt import DEFAULT_QUESTION
 from rediff_model.settings import TokenIds
-from training.config import SceneTraining, Strict, TrainConfigError
+from training.claim import claim
+from training.config import SceneTraining, Strict
 from training.correct import correct
 from training.draft import DraftSettings, Subject, write_drafts
 from training.experts.build import ExpertShape, scene_expert
@@ -26,6 +27,7 @@ from training.scenes.features import load_or_build
 from training.scenes.grammar import compose
 from training.scenes.objective import SceneBatch, slot_accuracy
 from training.stage1 import export, loop_settings, mix_of, optimizers, prepare
+from training.state import processes, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
     from training.stage1 import SceneRun
 
 logger = logging.getLogger(__name__)
+
+FREE = ("threads", "compiled", "rounds")
+"""What may change when a round is resumed."""
 
 
 class DraftShape(Strict):
@@ -95,14 +100,20 @@ def run_round(config: SceneCorrection, folder: Path, number: int) -> Path:
         ExpertError: the expert cannot be used.
     """
     here = folder / f"round-{number}"
-    claim(here, config)
+    group = processes()
+    with group.main_process_first():
+        claim(here, config, FREE)
     scene_run = prepare(config, here)
-    features = _features("train", config.data.first_seed, config.data.scenes, scene_run, folder)
-    validation = _features("validation", 0, config.data.validation_scenes, scene_run, folder)
+    with group.main_process_first():
+        features = _features("train", config.data.first_seed, config.data.scenes, scene_run, folder)
+        validation = _features("validation", 0, config.data.validation_scenes, scene_run, folder)
     canvases = None
     if config.correction_share:
         first = number * config.drafts.scenes
-        collect(config, scene_run, features, range(first, first + config.drafts.scenes))
+        if group.is_main_process:
+            collect(config, scene_run, features, range(first, first + config.drafts.scenes))
+        wait_for(here / "counts.json")
+        group.wait_for_everyone()
         canvases = CorrectionCanvases(
             read_corrected(here / "corrected.jsonl"),
             length=scene_run.model_config.canvas_length,
@@ -110,30 +121,10 @@ def run_round(config: SceneCorrection, folder: Path, number: int) -> Path:
             weight=config.correction_weight,
         )
     average = train_corrections(config, scene_run, features, validation, canvases)
-    export(scene_run, average, here / "checkpoint")
+    if group.is_main_process:
+        export(scene_run, average, here / "checkpoint")
+    group.wait_for_everyone()
     return here / "checkpoint"
-
-
-def claim(folder: Path, config: SceneCorrection) -> None:
-    """Note the configuration, so that no other one resumes this round's files.
-
-    Raises:
-        TrainConfigError: another one is noted.
-    """
-    path = folder / "config.json"
-    values = config.model_dump(mode="json", exclude={"threads", "compiled", "rounds"})
-    if path.exists():
-        noted = json.loads(path.read_text(encoding="utf-8"))
-        if differing := sorted(key for key in values if values[key] != noted.get(key)):
-            raise TrainConfigError(
-                f"{folder} was begun with another {differing[0]}: {noted.get(differing[0])}, "
-                f"now {values[differing[0]]}"
-            )
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name("config.json.new")
-    fresh.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    fresh.replace(path)
 
 
 def collect(
@@ -158,7 +149,7 @@ def collect(
     def prompts(numbers: Sequence[int]) -> list[torch.Tensor]:
         rows = np.array([chosen[number] for number in numbers])
         with torch.inference_mode():
-            return list(scene_run.objective.prompt(features.rows(rows)))
+            return list(scene_run.objective.prompt(features.rows(rows).to(scene_run.model.device)))
 
     write_drafts(
         scene_run.model.eval(),

@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from rediff_model.prompt import DEFAULT_QUESTION
 from training.pairs import Segment, correct
+from training.records import write_records
 from training.report import BadRow
 from training.rows import IMAGE_TAG
+from training.sources import values
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
 
     from tokenizers import Tokenizer
 
@@ -39,6 +42,25 @@ def prepare_vicrit(
             yield _prepare(row, where, tokenizer, question)
         except BadRow as error:
             report.add(error.problem)
+
+
+def convert(path: Path, tokenizer: Tokenizer, out: Path, question: str, report: Report) -> int:
+    """Write the usable rows of a ViCrit file to `out`, whole; returns how many they are.
+
+    Raises:
+        OSError: `path` cannot be read, or `out` not written.
+    """
+    count = 0
+
+    def prepared() -> Iterator[dict[str, Any]]:
+        nonlocal count
+        for row in prepare_vicrit(values(path, report), tokenizer, report, question):
+            count += 1
+            yield row
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_records(out, prepared())
+    return count
 
 
 def _prepare(row: object, where: str, tokenizer: Tokenizer, question: str) -> dict[str, Any]:

@@ -7,22 +7,30 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from server import __version__
 from server.api.errors import BadBody, error_response, http_error_response
 from server.api.images import ImageLimits
+from server.api.keys import OPEN_PATHS, Keys
 from server.api.middleware import BodyLimits, Envelope
 from server.api.openai import openai_routes
-from server.api.openapi import add_bodies
+from server.api.openapi import complete
 from server.api.orders import Orders
+from server.api.playground import playground_routes
+from server.api.remote import RemotePictures, refuse
 from server.api.routes import caption_routes, operation_routes
 from server.api.streaming import ClientLeft
 from server.errors import ServeError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from starlette.requests import Request
 
+    from server.api.remote import Fetch
+    from server.logs import RequestRecord
     from server.service import Service
     from server.settings import Settings
 
@@ -30,8 +38,13 @@ CLIENT_LEFT_STATUS = 499
 """For the log only: nobody reads this answer."""
 
 
-def create_app(service: Service, settings: Settings) -> FastAPI:
-    """All routes, errors in one shape, bodies within limits. The caller starts the service."""
+def create_app(
+    service: Service, settings: Settings, trace: Callable[[RequestRecord], None] | None = None
+) -> FastAPI:
+    """All routes, errors in one shape, bodies within limits. The caller starts the service.
+
+    `trace` is told of every request that has ended.
+    """
     app = FastAPI(
         title="rediff-serve",
         version=__version__,
@@ -43,26 +56,53 @@ def create_app(service: Service, settings: Settings) -> FastAPI:
     limits = ImageLimits(
         settings.max_image_bytes, settings.max_image_pixels, settings.max_image_side
     )
-    orders = Orders(service, limits, settings.max_prompt_characters)
+    orders = Orders(service, limits, _fetch(settings), settings.max_prompt_characters)
     app.include_router(caption_routes(service, orders))
     app.include_router(openai_routes(service, orders))
     app.include_router(operation_routes(service))
+    app.routes.extend(playground_routes())
     app.add_middleware(
         BodyLimits,
         max_bytes=settings.max_body_bytes,
         max_total=settings.max_buffered_bytes,
         timeout=settings.body_timeout,
     )
-    app.add_middleware(Envelope)
+    keys = (*settings.api_keys, *settings.file_keys())
+    if keys:
+        app.add_middleware(
+            Keys,
+            keys=keys,
+            open_paths=OPEN_PATHS | ({"/metrics"} if settings.metrics_public else set()),
+            on_refusal=lambda reason: service.metrics.rejections.labels(reason=reason).inc(),
+        )
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type", "x-request-id", "traceparent"],
+            expose_headers=["x-request-id", "retry-after"],
+        )
+    app.add_middleware(Envelope, trace=trace)
     _add_error_handlers(app)
-    add_bodies(app)
+    complete(app, keyed=bool(keys))
     return app
+
+
+def _fetch(settings: Settings) -> Fetch:
+    if not settings.image_hosts:
+        return refuse
+    return RemotePictures(
+        settings.image_hosts, settings.max_image_bytes, settings.image_fetch_timeout
+    )
 
 
 def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(ServeError)
     async def serve_error(request: Request, error: ServeError) -> Response:
-        return error_response(error, openai=request.url.path.startswith("/v1/"))
+        request.state.record.error = error.code
+        # Not `request.url`, which is put together from the Host header among others.
+        return error_response(error, openai=request.scope["path"].startswith("/v1/"))
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:

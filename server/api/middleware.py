@@ -1,4 +1,4 @@
-"""ASGI middleware: request ids and a last catch; bodies read within limits."""
+"""ASGI middleware: request ids, records and a last catch; bodies read within limits."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ from starlette.datastructures import Headers, MutableHeaders
 
 from server.api.errors import BadBody, error_response
 from server.errors import NotReady, ServeError
+from server.logs import RequestRecord, log_request
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _DISCARDED_BYTES: Final = 2**26
@@ -27,24 +30,26 @@ logger = logging.getLogger(__name__)
 
 
 class Envelope:
-    """Gives every request an id, logs its end, and answers 500 for whatever was raised inside."""
+    """Gives every request an id and a record, and answers 500 for whatever was raised inside."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, trace: Callable[[RequestRecord], None] | None = None) -> None:
+        """`trace` is called with the record of each request when it has ended."""
         self._app = app
+        self._trace = trace
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
-        began, status = time.monotonic(), 0
+        record = RequestRecord(request_id, scope["method"], headers)
+        scope.setdefault("state", {})["record"] = record
 
         async def send_named(message: Message) -> None:
-            nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                record.status = message["status"]
                 MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
@@ -52,20 +57,19 @@ class Envelope:
             await self._app(scope, receive, send_named)
         except Exception:
             logger.exception("request %s raised", request_id)
-            if status:
+            if record.status:
                 # The answer has begun: only cutting it off tells the client that it is broken.
                 raise
-            failure = error_response(ServeError("something went wrong inside the server"))
+            error = ServeError("something went wrong inside the server")
+            record.error = error.code
+            failure = error_response(error)
             await failure(scope, receive, send_named)
         finally:
-            logger.info(
-                "%s %s %d %.3f s id=%s",
-                scope["method"],
-                scope["path"],
-                status,
-                time.monotonic() - began,
-                request_id,
-            )
+            record.ended_at = time.time()
+            record.route = getattr(scope.get("route"), "path", None)
+            log_request(record)
+            if self._trace is not None:
+                self._trace(record)
 
 
 class BodyTooLarge(BadBody):
@@ -111,8 +115,9 @@ class BodyLimits:
                 if not await self._read(receive, body):
                     return
             except ServeError as error:
+                scope["state"]["record"].error = error.code
                 if body.more and error.status != 408 and not headers.get("expect"):
-                    await self._discard(receive)
+                    await discard(receive, self._timeout)
                 response = error_response(error)
                 # The rest of the body is never read: the connection cannot be used again.
                 response.headers["connection"] = "close"
@@ -121,17 +126,6 @@ class BodyLimits:
             await self._app(scope, _replay(body, receive), send)
         finally:
             self._held -= body.size
-
-    async def _discard(self, receive: Receive) -> None:
-        """Read on for a while: many clients send all of a body before they look for an answer."""
-        left = _DISCARDED_BYTES
-        with suppress(TimeoutError):
-            async with asyncio.timeout(min(self._timeout, _DISCARD_SECONDS)):
-                while left > 0:
-                    message = await receive()
-                    if message["type"] == "http.disconnect" or not message.get("more_body"):
-                        return
-                    left -= len(message.get("body", b""))
 
     async def _read(self, receive: Receive, body: _Body) -> bool:
         """Collect a body; false when the client left before its end."""
@@ -154,6 +148,18 @@ class BodyLimits:
                 408, "body_timeout", f"the body took more than {self._timeout:g} s"
             ) from None
         return True
+
+
+async def discard(receive: Receive, seconds: float = _DISCARD_SECONDS) -> None:
+    """Read on for a while: many clients send all of a body before they look for an answer."""
+    left = _DISCARDED_BYTES
+    with suppress(TimeoutError):
+        async with asyncio.timeout(min(seconds, _DISCARD_SECONDS)):
+            while left > 0:
+                message = await receive()
+                if message["type"] == "http.disconnect" or not message.get("more_body"):
+                    return
+                left -= len(message.get("body", b""))
 
 
 def _replay(body: _Body, receive: Receive) -> Receive:

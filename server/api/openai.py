@@ -17,6 +17,7 @@ from server.api.orders import Orders
 from server.api.schemas import ErrorAnswer, from_url
 from server.api.streaming import KEEP_ALIVE, event_stream, events_of, sse, unless_left
 from server.errors import ServeError
+from server.logs import RequestRecord
 from server.service import Service
 from server.ticket import Caption, Ticket
 
@@ -36,11 +37,14 @@ def openai_routes(service: Service, orders: Orders) -> APIRouter:
             raise BadBody(404, "model_not_found", "there is no such model here", "model")
         if body.n not in (None, 1):
             raise BadBody(400, "invalid_value", "n must be 1", "n")
+        if body.stream_options is not None and not body.stream:
+            message = "stream_options is for streams: set stream"
+            raise BadBody(400, "invalid_value", message, "stream_options")
         question, stops = body.question(), body.stops()
         longest = service.model.canvas_length if body.canvas_length is None else body.canvas_length
         asked = body.max_completion_tokens or body.max_tokens or longest
         order = orders.make(
-            lambda: from_url(question.image_url, "messages"),
+            lambda fetch: from_url(question.image_url, "messages", fetch),
             body.model_copy(update={"canvas_length": min(asked, longest)}),
             prompt=question.text,
             wants_steps=bool(body.stream) and body.block_length is not None,
@@ -56,8 +60,10 @@ def openai_routes(service: Service, orders: Orders) -> APIRouter:
         if body.stream:
             with_usage = body.stream_options is not None and body.stream_options.include_usage
             block = order.settings.block
-            return event_stream(lines(ticket, head, stops, block, with_usage), ticket)
+            record = request.state.record
+            return event_stream(lines(ticket, record, head, stops, block, with_usage), ticket)
         caption = await unless_left(request, ticket.caption())
+        request.state.record.add(caption)
         text, finish = finished(caption, stops)
         choice = {
             "index": 0,
@@ -81,7 +87,12 @@ def openai_routes(service: Service, orders: Orders) -> APIRouter:
         }
 
     async def lines(
-        ticket: Ticket, head: dict[str, Any], stops: tuple[str, ...], block: int, with_usage: bool
+        ticket: Ticket,
+        record: RequestRecord,
+        head: dict[str, Any],
+        stops: tuple[str, ...],
+        block: int,
+        with_usage: bool,
     ) -> AsyncIterator[str]:
         """Only text that will not change is sent: that of blocks which are behind the sampler."""
         yield sse(chunk(head, {"role": "assistant", "content": ""}))
@@ -100,6 +111,7 @@ def openai_routes(service: Service, orders: Orders) -> APIRouter:
                         yield sse(chunk(head, {"content": final[len(sent) :]}))
                         sent = final
                 else:
+                    record.add(event)
                     text, finish = finished(event, stops)
                     if text[len(sent) :]:
                         yield sse(chunk(head, {"content": text[len(sent) :]}))
@@ -109,6 +121,7 @@ def openai_routes(service: Service, orders: Orders) -> APIRouter:
                         yield sse(head | last | {"usage": usage(event)})
             yield "data: [DONE]\n\n"
         except ServeError as error:
+            record.error = error.code
             yield sse(error_body(error.status, error.code, error.message, error.param))
 
     def final_ids(event: StepEvent, block: int) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Adds the bodies that routes read by themselves to the OpenAPI document."""
+"""Adds to the OpenAPI document what routes and middleware do by themselves: bodies, keys."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 _TEMPLATE: Final = "#/components/schemas/{model}"
 
 
-def add_bodies(app: FastAPI) -> None:
-    """Make `app.openapi()` tell what `/caption`, `/refine` and the chat route take."""
+def complete(app: FastAPI, *, keyed: bool) -> None:
+    """Make `app.openapi()` tell what `/caption`, `/refine` and the chat route take, and of keys."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -39,7 +39,16 @@ def add_bodies(app: FastAPI) -> None:
             if issubclass(body, CaptionBody):
                 content["multipart/form-data"] = {"schema": _form(definitions, body.__name__)}
             request_body = {"required": True, "content": content}
-            document["paths"][path]["post"]["requestBody"] = request_body
+            operation = document["paths"][path]["post"]
+            operation["requestBody"] = request_body
+            operation["responses"]["200"]["content"]["text/event-stream"] = {
+                "schema": {"description": "With `stream`: server-sent events."}
+            }
+        if keyed:
+            document["components"]["securitySchemes"] = {
+                "key": {"type": "http", "scheme": "bearer"}
+            }
+            document["security"] = [{"key": []}]
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from server.api.images import ImageLimits
+    from server.api.remote import Fetch
     from server.api.schemas import SamplingOptions
     from server.service import Service
 
@@ -21,14 +22,17 @@ if TYPE_CHECKING:
 class Orders:
     """Checks options against the loaded model and the server's limits."""
 
-    def __init__(self, service: Service, limits: ImageLimits, max_prompt_characters: int) -> None:
+    def __init__(
+        self, service: Service, limits: ImageLimits, fetch: Fetch, max_prompt_characters: int
+    ) -> None:
         self._service = service
         self._limits = limits
+        self._fetch = fetch
         self._max_prompt_characters = max_prompt_characters
 
     def make(
         self,
-        picture: Callable[[], bytes],
+        picture: Callable[[Fetch], bytes],
         sampling: SamplingOptions,
         *,
         prefix: str = "",
@@ -38,7 +42,8 @@ class Orders:
         timeout: float | None = None,
         priority: int = 0,
     ) -> CaptionRequest:
-        """The request; `picture` gives the file's bytes and runs in a worker thread.
+        """The request; `picture` gives the file's bytes and runs in a worker thread. What is behind
+        a URL it gets from the function that it is given.
 
         Raises:
             BadSetting: a value out of range or in conflict; `prefix` leads to sampling fields.
@@ -62,7 +67,7 @@ class Orders:
         settings = sampling.resolve(self._service.model.canvas_length, config.max_canvas, prefix)
 
         def image() -> Image.Image:
-            return decode_image(picture(), self._limits)
+            return decode_image(picture(self._fetch), self._limits)
 
         question = prompt if prompt and prompt.strip() else None
         return CaptionRequest(image, settings, question, draft, wants_steps, priority, timeout)

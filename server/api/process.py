@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import os
 import signal
@@ -13,9 +14,11 @@ from typing import TYPE_CHECKING, Final
 
 import uvicorn
 
+from server import logs
 from server.api.app import create_app
 from server.metrics import Metrics
 from server.service import Service
+from server.tracing import Traces, TracingUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -77,11 +80,10 @@ def run(settings: Settings, load: Callable[[], Runner]) -> None:
     """Serve until a signal; `load` makes the runner, in the engine's thread.
 
     Raises:
-        CannotServe: the address cannot be had, or the model cannot be loaded.
+        CannotServe: the address cannot be had, the model cannot be loaded, or traces are asked for
+            without the packages for them.
     """
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    logs.configure(settings.log_level, settings.log_format)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     with _listen(settings.host, settings.port) as listener:
         stopped = asyncio.run(_serve(settings, load, listener))
@@ -97,9 +99,10 @@ async def _serve(settings: Settings, load: Callable[[], Runner], listener: socke
     def give_up() -> None:
         server.should_exit = True
 
+    traces = _traces(settings)
     service = Service(load, settings.engine(), Metrics(), settings.name, give_up)
     config = uvicorn.Config(
-        create_app(service, settings),
+        create_app(service, settings, traces),
         http="h11",
         ws="none",
         lifespan="off",
@@ -117,14 +120,31 @@ async def _serve(settings: Settings, load: Callable[[], Runner], listener: socke
             seconds = time.monotonic() - began
             logger.info("%s is ready at %s after %.1f s", settings.name, address, seconds)
 
+    if not (settings.api_keys or settings.api_key_file or _is_loopback(host)):
+        logger.warning("without an API key, whoever reaches %s may use this server", address)
     await service.start()
     announcement = asyncio.ensure_future(announce())
     await server.serve(sockets=[listener])
     announcement.cancel()
     stopped = await service.close()
+    if traces is not None:
+        await asyncio.to_thread(traces.close)
     if service.load_error is not None:
         raise CannotServe(f"{service.load_error}") from None
     return stopped
+
+
+def _traces(settings: Settings) -> Traces | None:
+    if settings.otlp_endpoint is None:
+        return None
+    try:
+        return Traces.to(settings.otlp_endpoint, settings.name)
+    except TracingUnavailable as error:
+        raise CannotServe(str(error)) from None
+
+
+def _is_loopback(host: str) -> bool:
+    return ipaddress.ip_address(host).is_loopback
 
 
 def _listen(host: str, port: int) -> socket.socket:

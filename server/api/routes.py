@@ -20,6 +20,7 @@ from server.api.orders import Orders
 from server.api.schemas import CaptionAnswer, CaptionBody, ErrorAnswer, RefineBody
 from server.api.streaming import KEEP_ALIVE, event_stream, events_of, sse, unless_left
 from server.errors import ServeError
+from server.logs import RequestRecord
 from server.service import Service
 from server.ticket import Caption, Ticket
 
@@ -57,9 +58,11 @@ def caption_routes(service: Service, orders: Orders) -> APIRouter:
             priority=body.priority,
         )
         ticket = await unless_left(request, service.submit(order))
+        record = request.state.record
         if stream:
-            return event_stream(lines(ticket, with_tokens=body.return_tokens), ticket)
+            return event_stream(lines(ticket, record, with_tokens=body.return_tokens), ticket)
         done = await unless_left(request, ticket.caption())
+        record.add(done)
         return JSONResponse(finished(done, with_tokens=body.return_tokens))
 
     def finished(caption: Caption, *, with_tokens: bool) -> dict[str, Any]:
@@ -69,13 +72,16 @@ def caption_routes(service: Service, orders: Orders) -> APIRouter:
         )
         return answer.model_dump(exclude_none=True)
 
-    async def lines(ticket: Ticket, *, with_tokens: bool) -> AsyncIterator[str]:
+    async def lines(
+        ticket: Ticket, record: RequestRecord, *, with_tokens: bool
+    ) -> AsyncIterator[str]:
         try:
             model = service.model
             async for event in events_of(ticket):
                 if event is None:
                     yield KEEP_ALIVE
                 elif isinstance(event, Caption):
+                    record.add(event)
                     yield sse(finished(event, with_tokens=with_tokens), "done")
                 else:
                     step = step_answer(
@@ -83,6 +89,7 @@ def caption_routes(service: Service, orders: Orders) -> APIRouter:
                     )
                     yield sse(step, "step")
         except ServeError as error:
+            record.error = error.code
             yield sse(error_body(error.status, error.code, error.message, error.param), "error")
 
     return router

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import base64
 import binascii
-from dataclasses import replace
-from typing import Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from rediff_model.settings import PRESETS, SamplerSettings, SettingsError
+from rediff_model.settings import SamplerSettings, SettingsError
 from server.api.errors import BadBody
 from server.errors import BadSetting
+
+if TYPE_CHECKING:
+    from server.api.remote import Fetch
 
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -24,7 +26,7 @@ class SamplingOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    preset: Literal["rediff", "mask"] = Field(
+    preset: Literal["rediff", "mask", "adaptive"] = Field(
         default="rediff", description="Values of the other fields."
     )
     canvas_length: Count | None = Field(default=None, description="Tokens generated at most.")
@@ -38,6 +40,15 @@ class SamplingOptions(BaseModel):
     )
     refine_start: Fraction | None = Field(
         default=None, description="Revise only in this last part of the steps."
+    )
+    reveal_threshold: Fraction | None = Field(
+        default=None, description="Reveal besides whatever is more confident than this."
+    )
+    edit_threshold: Fraction | None = Field(
+        default=None, description="Revise only by what is more confident than this."
+    )
+    extra_refine_steps: int | None = Field(
+        default=None, ge=0, le=2**31 - 1, description="Steps at most after the last mask."
     )
     temperature: float | None = Field(default=None, ge=0, le=10)
     seed: int | None = Field(default=None, ge=0, le=2**63 - 1, description="Repeats chance.")
@@ -61,30 +72,39 @@ class SamplingOptions(BaseModel):
             if given.get(name, 0) > max_canvas:
                 raise BadSetting(f"{name} must be at most {max_canvas}", param=prefix + name)
         try:
-            return replace(PRESETS[self.preset], **{"canvas_length": canvas_length, **given})
+            settings = SamplerSettings.from_preset(
+                self.preset, {"canvas_length": canvas_length, **given}
+            )
         except SettingsError as error:
             name = str(error).partition(" ")[0]
             raise BadSetting(str(error), param=prefix + name) from None
+        if settings.extra_steps * settings.blocks > max_canvas:
+            name = "extra_refine_steps"
+            most = f"at most {max_canvas} over all {settings.blocks} blocks"
+            raise BadSetting(f"{name} must be {most}", param=prefix + name)
+        return settings
 
 
 class ImageSource(BaseModel):
-    """A picture: its bytes in base64, or a data URL."""
+    """A picture: its bytes in base64, or a URL."""
 
     model_config = ConfigDict(extra="forbid")
 
     base64: str | None = Field(default=None, description="A JPEG, PNG or WEBP file in base64.")
-    url: str | None = Field(default=None, description="data:image/…;base64,…")
+    url: str | None = Field(
+        default=None, description="data:image/…;base64,…, or https where the server allows it."
+    )
 
-    def data(self) -> bytes:
-        """The file's bytes.
+    def data(self, fetch: Fetch) -> bytes:
+        """The file's bytes; `fetch` gets what is no data URL.
 
         Raises:
-            BadBody: both or neither are given, not base64, or a remote URL.
+            BadBody: both or neither are given, not base64, or a URL that is refused.
         """
         if (self.base64 is None) == (self.url is None):
             raise BadBody(400, "invalid_value", "give either base64 or url", "image")
         if self.url is not None:
-            return from_url(self.url, "image.url")
+            return from_url(self.url, "image.url", fetch)
         return _from_base64(self.base64 or "", "image.base64")
 
 
@@ -93,7 +113,7 @@ class FileSource(ImageSource):
 
     content: bytes
 
-    def data(self) -> bytes:
+    def data(self, fetch: Fetch) -> bytes:
         return self.content
 
 
@@ -184,15 +204,15 @@ class ErrorAnswer(BaseModel):
     error: ErrorDetail
 
 
-def from_url(url: str, param: str) -> bytes:
-    """The bytes of a data URL.
+def from_url(url: str, param: str, fetch: Fetch) -> bytes:
+    """The bytes of a data URL; `fetch` gets those of any other.
 
     Raises:
-        BadBody: any other URL, or broken base64.
+        BadBody: broken base64, or whatever `fetch` raises.
     """
     head, comma, payload = url.partition(",")
     if head[:5].lower() != "data:":
-        raise BadBody(400, "url_not_allowed", "remote pictures are off: use a data URL", param)
+        return fetch(url, param)
     if not comma or not head.lower().endswith(";base64"):
         raise BadBody(400, "invalid_value", "the data URL must hold base64", param)
     return _from_base64(payload, param)

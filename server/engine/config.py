@@ -20,6 +20,15 @@ class EngineConfig:
     """Threads of torch on the CPU; None leaves torch's own choice."""
     max_batch: int = 16
     """Requests that share a step."""
+    max_rows: int | None = None
+    """Prompt and canvas rows of everything that runs; None: as many as free memory holds."""
+    max_prefill_rows: int = 4096
+    """Prompt rows that may join in one step, so that long prompts do not stall who is running."""
+    prefix_refresh_interval: int | None = 1
+    """With full prefix attention, steps after which a prompt is computed again: 1 is exact, None
+    is never. Prefix attention needs no refresh."""
+    vision_cache_bytes: int = 256 * 2**20
+    """Features of pictures that are kept for when the same picture comes again."""
     max_queue: int = 256
     """Requests that may wait besides the running ones."""
     max_canvas: int = 1024

@@ -1,22 +1,25 @@
-"""The engine: one thread that takes waiting jobs, runs them as a batch and emits events."""
+"""The engine: the thread that owns the model, from loading it to its end."""
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import logging
 import threading
-import time
 from typing import TYPE_CHECKING, Literal
 
-from rediff_model.generation import Generation
+from server.engine.loop import Loop
 from server.engine.request import Failure
+from server.engine.scheduler import Limits, Scheduler
+from server.engine.slots import check_rows, rows_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
-    from server.engine.request import Batch, Job, Runner
+    from server.engine.config import EngineConfig
+    from server.engine.request import Job, ModelInfo, Runner, StepTrace
     from server.metrics import Metrics
+
+UNBOUNDED = 2**31
+"""Rows when neither the configuration nor the memory says a number."""
 
 State = Literal["loading", "ready", "failed", "closed"]
 
@@ -24,58 +27,69 @@ logger = logging.getLogger(__name__)
 
 
 class Engine:
-    """Owns the model and the thread it runs in.
+    """A model and the thread that it runs in.
 
-    Jobs wait in order of priority, then of arrival; a batch takes up to `max_batch` of them and
-    runs to its end before the next is formed. A job whose `cancelled` is set is dropped unseen
-    while it waits, and by the next step while it runs.
+    Jobs wait in the scheduler's line. At every step those who fit join whatever is running, and
+    those who are done leave it. A cancelled job is gone by the next step.
     """
 
     def __init__(
         self,
         load: Callable[[], Runner],
-        max_batch: int,
+        config: EngineConfig,
         metrics: Metrics,
         on_state: Callable[[State], None] = lambda state: None,
+        on_step: Callable[[StepTrace], None] | None = None,
     ) -> None:
-        """`load` runs in the engine's thread; `on_state` is called there at every change."""
+        """`load` runs in the engine's thread; `on_state` and `on_step` are called there."""
         self._load = load
-        self._max_batch = max_batch
+        self._config = config
         self._metrics = metrics
         self._on_state = on_state
+        self._on_step = on_step
         self._wake = threading.Condition()
-        self._heap: list[tuple[int, int, Job]] = []
-        self._order = itertools.count()
         self._closing = False
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
+        self._loop: Loop | None = None
         self.state: State = "loading"
         self.runner: Runner | None = None
         """None until it is warm."""
         self.error: BaseException | None = None
         """Why loading failed, or what the thread died of."""
-        self.running = 0
-        """Jobs in the current batch."""
-        self.batch_seconds = 0.0
-        """Moving average of how long a batch takes."""
 
     @property
     def queued(self) -> int:
-        """Jobs that wait for a batch."""
-        with self._wake:
-            return sum(not job.cancelled for _, _, job in self._heap)
+        """Jobs that wait to join."""
+        return 0 if self._loop is None else self._loop.waiting
+
+    @property
+    def running(self) -> int:
+        """Jobs in the batch."""
+        return 0 if self._loop is None else self._loop.running
+
+    @property
+    def request_seconds(self) -> float:
+        """Moving average of the time from a job's first step to its caption."""
+        return 0.0 if self._loop is None else self._loop.request_seconds
 
     def start(self) -> None:
         self._thread.start()
 
     def submit(self, job: Job) -> None:
         """Queue a job; its events follow in the engine's thread."""
-        job.submitted_at = time.monotonic()
         with self._wake:
-            if self.state == "ready":
-                heapq.heappush(self._heap, (job.priority, next(self._order), job))
+            if self.state == "ready" and self._loop is not None:
+                self._loop.submit(job)
                 self._wake.notify()
                 return
         job.emit(Failure("engine"))
+
+    def cancel(self, job: Job) -> None:
+        """Give up a job: it emits nothing more and is gone by the next step."""
+        with self._wake:
+            if self._loop is not None:
+                self._loop.cancel(job)
+                self._wake.notify()
 
     def close(self, timeout: float = 10.0) -> bool:
         """Fail what is left, stop the thread and wait for it; false if it did not stop in time."""
@@ -89,8 +103,10 @@ class Engine:
     def _main(self) -> None:
         try:
             runner = self._load()
-            runner.warm_up(self._max_batch)
-            self.runner = runner
+            limits = limits_of(self._config, runner.info)
+            runner.warm_up(self._config.max_batch)
+            loop = Loop(runner, Scheduler(limits), self._metrics, self._on_step)
+            self.runner, self._loop = runner, loop
         except Exception as error:
             # Whoever started the engine tells it in a line of their own.
             logger.debug("the model cannot be loaded", exc_info=True)
@@ -98,10 +114,9 @@ class Engine:
             self._become("failed")
             return
         self._become("ready")
-        taken: list[Job] = []
         try:
-            while taken := self._next_jobs():
-                self._run(runner, taken)
+            while self._has_work(loop):
+                loop.step()
             self._become("closed")
         # The thread's last line of defence: whatever ends it must be seen from outside.
         except BaseException as error:
@@ -109,10 +124,13 @@ class Engine:
             self.error = error
             self._become("failed")
         finally:
-            with self._wake:
-                left = [job for _, _, job in self._heap]
-                self._heap.clear()
-            self._fail([*taken, *left], "engine")
+            loop.fail_all()
+
+    def _has_work(self, loop: Loop) -> bool:
+        """Wait until there is something to do; false when the engine closes."""
+        with self._wake:
+            self._wake.wait_for(lambda: self._closing or not loop.idle)
+            return not self._closing
 
     def _become(self, state: State) -> None:
         with self._wake:
@@ -120,71 +138,23 @@ class Engine:
         self._metrics.engine_up.set(state == "ready")
         self._on_state(state)
 
-    def _next_jobs(self) -> list[Job]:
-        """Wait for work and take up to a batch of it; empty when the engine closes."""
-        with self._wake:
-            while not self._closing:
-                jobs: list[Job] = []
-                while self._heap and len(jobs) < self._max_batch:
-                    job = heapq.heappop(self._heap)[2]
-                    if not job.cancelled:
-                        jobs.append(job)
-                if jobs:
-                    return jobs
-                self._wake.wait()
-            return []
 
-    def _run(self, runner: Runner, jobs: list[Job]) -> None:
-        """Run one batch to its end. Whatever it raises fails these jobs and no others."""
-        began = time.monotonic()
-        for job in jobs:
-            job.started_at = began
-            self._metrics.queue_time.observe(began - job.submitted_at)
-        try:
-            batch = runner.start(jobs)
-        except Exception:
-            if len(jobs) > 1:
-                # One of them cannot be started: alone, each fails or runs by itself.
-                for job in jobs:
-                    self._run(runner, [job])
-                return
-            logger.exception("a request could not be started")
-            self._fail(jobs, "request")
-            return
-        live = dict(enumerate(jobs))
-        try:
-            self._steps(batch, live)
-        except Exception:
-            logger.exception("a step of %d requests failed", len(live))
-            self._fail(live.values(), "step")
-        finally:
-            self.running = 0
-        self.batch_seconds += 0.2 * (time.monotonic() - began - self.batch_seconds)
+def limits_of(config: EngineConfig, info: ModelInfo) -> Limits:
+    """What may run at once, from the configuration and the memory that the model has left.
 
-    def _steps(self, batch: Batch, live: dict[int, Job]) -> None:
-        """Step until every job is done or cancelled; `live` keeps those that are left."""
-        while True:
-            gone = {index for index, job in live.items() if job.cancelled}
-            if gone:
-                batch.drop(gone)
-            for index in gone:
-                del live[index]
-            if self._closing:
-                self._fail(live.values(), "engine")
-                return
-            if not live:
-                return
-            self.running = len(live)
-            self._metrics.batch_size.observe(len(live))
-            with self._metrics.step_time.time():
-                events = batch.step()
-            for index, event in events:
-                live[index].emit(event)
-                if isinstance(event, Generation):
-                    del live[index]
-
-    def _fail(self, jobs: Iterable[Job], kind: Literal["request", "step", "engine"]) -> None:
-        for job in jobs:
-            if not job.cancelled:
-                self._metrics.errors.labels(kind=kind).inc()
-                job.emit(Failure(kind))
+    Raises:
+        NoRoom: not even a request of the usual size fits.
+    """
+    rows = config.max_rows
+    if info.free_bytes is not None:
+        fitting = rows_in(info.free_bytes, info.row_bytes, info.request_rows)
+        rows = fitting if rows is None else min(rows, fitting)
+    if rows is None:
+        rows = UNBOUNDED
+    check_rows(rows, info.request_rows)
+    return Limits(
+        places=config.max_batch,
+        rows=rows,
+        prefill_rows=config.max_prefill_rows,
+        waiting=config.max_batch + config.max_queue,
+    )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from rediff_model.generation import Generation, StepEvent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Mapping
 
     from PIL import Image
 
@@ -26,6 +26,12 @@ class ModelInfo:
     parameters: int
     device: str
     dtype: str
+    row_bytes: int = 1
+    """Keys and values of one prompt or canvas row over all layers."""
+    request_rows: int = 0
+    """Prompt and canvas rows of a request that leaves everything at its default."""
+    free_bytes: int | None = None
+    """Memory that keys and values may take; None when it is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +44,26 @@ class Prepared:
     prompt_tokens: int
     """All rows of the prompt, image rows included."""
     vision_seconds: float = 0.0
+    cached: bool = False
+    """Whether the picture's features were there already."""
+
+
+FailureKind = Literal[
+    "request", "step", "numbers", "memory", "too_large", "queue", "deadline", "engine"
+]
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
     """The end of a job that has no caption."""
 
-    kind: Literal["request", "step", "engine"]
-    """Whose fault: this request's alone, the step it shared, or the whole engine's."""
+    kind: FailureKind
+    """`request`: this request could not be started or told; `step`: the step it shared raised;
+    `numbers`: the model gave it NaN; `memory`: it did not fit beside nobody, or had begun to
+    stream; `too_large`: it can never fit; `queue`: too many wait; `deadline`: it is too late;
+    `engine`: there is no engine any more."""
+    message: str = ""
+    """May be shown to anybody."""
 
 
 Event = StepEvent | Generation | Failure
@@ -53,7 +71,8 @@ Event = StepEvent | Generation | Failure
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """One request inside the engine. Made by the service; the engine sets the times."""
+    """One request inside the engine. Made by the service; the scheduler gives it its number and
+    urgency, the engine sets the times."""
 
     prompt: Prepared
     settings: SamplerSettings
@@ -62,25 +81,101 @@ class Job:
     wants_steps: bool = False
     priority: int = 0
     """Lower goes first."""
+    deadline: float | None = None
+    """On `time.monotonic`; the job fails when it is not done by then."""
+    arrived_at: float | None = None
+    """When the request came in, before its picture was read; None: when it was submitted."""
     cancelled: bool = False
-    """Set from any thread; the job is gone by the next step and emits nothing more."""
-    submitted_at: float = field(default=0.0)
-    started_at: float = field(default=0.0)
+    """Set by `Engine.cancel`; the job is gone by the next step and emits nothing more."""
+    number: int = -1
+    urgency: float = 0.0
+    submitted_at: float = 0.0
+    started_at: float = 0.0
+    stepped: bool = False
+    """Whether a step has been computed for it."""
+
+    @property
+    def prompt_rows(self) -> int:
+        """Prompt rows that joining computes, with those of the unconditional twin."""
+        return self.prompt.prompt_tokens * self._sequences
+
+    @property
+    def rows(self) -> int:
+        """Prompt and canvas rows that it holds while it runs."""
+        canvas = self.settings.canvas_length + len(self.settings.suffix)
+        return self.prompt_rows + canvas * self._sequences
+
+    @property
+    def _sequences(self) -> int:
+        return 1 + (self.settings.cfg_scale > 0)
+
+
+class OutOfMemory(MemoryError):
+    """The device has no memory left; nothing has changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one step of a batch did. Filled by the runner, by the requests' numbers."""
+
+    steps: tuple[tuple[int, StepEvent], ...] = ()
+    """Of requests that want them."""
+    captions: Mapping[int, Generation] = field(default_factory=dict)
+    """Of requests that ended, also before their first step when they needed none."""
+    broken: frozenset[int] = frozenset()
+    """Requests whose numbers are not finite: no step and no caption of theirs is told, and the
+    caller drops them."""
+    refreshed: frozenset[int] = frozenset()
+    """Requests whose prompt was computed again."""
+    canvas_rows: int = 0
+    revealed: int = 0
+    revised: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StepTrace:
+    """Who did what in one step, for those who draw or count it."""
+
+    began: float
+    """On `time.monotonic`."""
+    seconds: float
+    computing: float
+    """The part of `seconds` that the runner took."""
+    waiting: int
+    joined: tuple[int, ...]
+    running: tuple[int, ...]
+    """Everybody in the step, those who joined and those who left with it included."""
+    refreshed: frozenset[int]
 
 
 class Batch(Protocol):
-    """Jobs that step together; a job is known by its index in the list it was started from."""
+    """Requests that step together, each at a step of its own, known by the caller's numbers.
 
-    def step(self) -> list[tuple[int, StepEvent | Generation]]:
-        """Advance every job that is left by one step, and tell what happened."""
+    What raises has changed nothing.
+    """
+
+    def join(self, jobs: Mapping[int, Job]) -> None:
+        """Take in requests; raises when one of them cannot be run, OutOfMemory if none can."""
         ...
 
-    def drop(self, indices: set[int]) -> None:
-        """Forget these jobs before the next step."""
+    def step(self) -> Outcome:
+        """Advance everybody by one step."""
+        ...
+
+    def drop(self, numbers: Collection[int]) -> None:
+        """Forget these requests; numbers that are not here are ignored."""
         ...
 
 
-class Runner(Protocol):
+class Opens(Protocol):
+    """What the loop needs of a runner."""
+
+    def open(self) -> Batch:
+        """An empty batch."""
+        ...
+
+
+class Runner(Opens, Protocol):
     """The computing side: a loaded model."""
 
     info: ModelInfo
@@ -95,10 +190,6 @@ class Runner(Protocol):
 
     def decode(self, ids: tuple[int, ...]) -> str:
         """The text of token ids. Safe from any thread."""
-        ...
-
-    def start(self, jobs: list[Job]) -> Batch:
-        """Begin a batch; raises when one of the jobs cannot be run."""
         ...
 
     def warm_up(self, batch: int) -> None:

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, cast
 
+import numpy as np
 import torch
 from PIL import Image
 
 from rediff_model import sampler
 from rediff_model.model import Captioner
-from rediff_model.prompt import DEFAULT_QUESTION
+from rediff_model.prompt import DEFAULT_QUESTION, conversation
 from rediff_model.settings import SamplerSettings
-from server.engine.request import Job, ModelInfo, Prepared
+from rediff_model.tiling import layout
+from server.engine.features import FeatureCache, content_key
+from server.engine.memory import free_bytes, row_bytes
+from server.engine.request import Job, ModelInfo, Outcome, OutOfMemory, Prepared
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping
+
     from torch import Tensor
 
-    from rediff_model.generation import Generation, StepEvent
+    from rediff_model.generation import StepEvent
+    from rediff_model.language import LanguageModel
+    from rediff_model.ledger import StepEvents
     from server.engine.config import EngineConfig
+
+USUAL_PICTURE = (1024, 768)
+"""Width and height that a request of the usual size is counted with."""
 
 _DTYPES = {
     "float32": torch.float32,
@@ -46,16 +58,26 @@ def load_captioner(config: EngineConfig) -> Captioner:
 class SamplerRunner:
     """A captioner whose jobs step through `rediff_model.sampler`."""
 
-    def __init__(self, captioner: Captioner) -> None:
+    def __init__(self, captioner: Captioner, config: EngineConfig) -> None:
         self._captioner = captioner
-        weights = list(captioner.model.parameters())
+        self._interval = config.prefix_refresh_interval
+        self._features = FeatureCache(config.vision_cache_bytes)
+        model = captioner.model
+        shape = captioner.config
+        dtype = model.newline_D.dtype
+        turns = conversation([DEFAULT_QUESTION])
+        words = sum(len(part) for part in captioner.codec.encode_prompt(turns))
+        picture = layout(USUAL_PICTURE, shape).tokens
         self.info = ModelInfo(
-            canvas_length=captioner.config.canvas_length,
-            mask_token_id=captioner.config.mask_token_id,
-            stop_token_id=captioner.config.stop_token_id,
-            parameters=sum(weight.numel() for weight in weights),
-            device=str(captioner.model.device),
-            dtype=str(captioner.model.newline_D.dtype).removeprefix("torch."),
+            canvas_length=shape.canvas_length,
+            mask_token_id=shape.mask_token_id,
+            stop_token_id=shape.stop_token_id,
+            parameters=sum(weight.numel() for weight in model.parameters()),
+            device=str(model.device),
+            dtype=str(dtype).removeprefix("torch."),
+            row_bytes=row_bytes(shape.language, dtype),
+            request_rows=words + picture + shape.canvas_length,
+            free_bytes=free_bytes(model.device),
         )
 
     @classmethod
@@ -65,13 +87,18 @@ class SamplerRunner:
         Raises:
             ValueError: the checkpoint or the device cannot be used; the message says why.
         """
-        return cls(load_captioner(config))
+        return cls(load_captioner(config), config)
 
     def prepare(self, image: Image.Image, question: str | None) -> Prepared:
         """The embedded prompt of a picture and a question."""
-        features_LD = self._captioner.image_features([image])[0]
+        key = content_key(image)
+        features_LD = self._features.get(key)
+        cached = features_LD is not None
+        if features_LD is None:
+            features_LD = self._captioner.image_features([image])[0]
+            self._features.put(key, features_LD)
         prompt_PD = self._captioner.prompt(features_LD, question or DEFAULT_QUESTION)
-        return Prepared(prompt_PD, image_tokens=len(features_LD), prompt_tokens=len(prompt_PD))
+        return Prepared(prompt_PD, len(features_LD), len(prompt_PD), cached=cached)
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Ids of a text; special tokens spelt out in it are ordinary text."""
@@ -81,48 +108,117 @@ class SamplerRunner:
         """Text of ids, special tokens left out."""
         return self._captioner.decode(ids)
 
-    def start(self, jobs: list[Job]) -> SamplerBatch:
-        """Lay out a batch. Raises SettingsError when a job does not fit the model."""
-        return SamplerBatch(self._captioner, jobs)
+    def open(self) -> SamplerBatch:
+        """An empty batch."""
+        model = self._captioner.model
+        state = sampler.open_state(
+            model, self._captioner.token_ids, prompt_refresh_interval=self._interval
+        )
+        return SamplerBatch(model, state, self._interval)
 
     def warm_up(self, batch: int) -> None:
         """One step alone and one in a full batch, which settles buffers and thread pools."""
-        prompt = self.prepare(Image.new("RGB", (64, 64), "grey"), None)
+        features_LD = self._captioner.image_features([Image.new("RGB", (64, 64), "grey")])[0]
+        prompt_PD = self._captioner.prompt(features_LD)
+        prompt = Prepared(prompt_PD, len(features_LD), len(prompt_PD))
         settings = SamplerSettings(canvas_length=self.info.canvas_length, steps=1)
         for count in {1, batch}:
-            self.start([Job(prompt, settings, lambda event: None)] * count).step()
+            opened = self.open()
+            opened.join({number: Job(prompt, settings, lambda _: None) for number in range(count)})
+            opened.step()
 
 
 class SamplerBatch:
-    """Jobs that share steps, known by their index."""
+    """Jobs that share steps, known by the caller's numbers."""
 
-    def __init__(self, captioner: Captioner, jobs: list[Job]) -> None:
-        self._model = captioner.model
-        self._watched = {index for index, job in enumerate(jobs) if job.wants_steps}
-        self._state = sampler.start(
-            self._model,
-            [cast("Tensor", job.prompt.rows) for job in jobs],
-            [job.settings for job in jobs],
-            captioner.token_ids,
+    def __init__(self, model: LanguageModel, state: sampler.State, interval: int | None) -> None:
+        """`state` without requests; `interval` is the one that it was opened with."""
+        self._model = model
+        self._state = state
+        self._interval = interval if model.model.config.prefix_attention == "full" else None
+        self._watched: set[int] = set()
+
+    def join(self, jobs: Mapping[int, Job]) -> None:
+        """Take in jobs, computing their prompts.
+
+        Raises:
+            SettingsError: one of them does not fit the model.
+            OutOfMemory: there is no room for them.
+        """
+        with _memory_named():
+            self._state = sampler.join(
+                self._model,
+                self._state,
+                list(jobs),
+                [cast("Tensor", job.prompt.rows) for job in jobs.values()],
+                [job.settings for job in jobs.values()],
+            )
+        self._watched |= {number for number, job in jobs.items() if job.wants_steps}
+
+    def step(self) -> Outcome:
+        """One forward pass for all that are left.
+
+        Raises:
+            OutOfMemory: it does not fit.
+        """
+        if self._state.slots is None:
+            # Drafts that needed no step are done before the first.
+            self._state, captions = self._state.taken()
+            return Outcome(captions=captions)
+        with _memory_named():
+            state, changes = sampler.step(self._model, self._state)
+        self._state, captions = state.taken()
+        report, before_BC = changes.report, changes.before.ids_BC
+        changed_BC = report.ids_BC != before_BC
+        masked_BC = before_BC == changes.before.mask_id
+        # Whatever is written has a probability, unless the logits held NaN.
+        broken_B = (changed_BC & np.isnan(report.confidence_BC)).any(axis=1)
+        broken = frozenset(changes.requests[slot] for slot in np.flatnonzero(broken_B).tolist())
+        steps: tuple[tuple[int, StepEvent], ...] = ()
+        if self._watched.intersection(changes.requests):
+            wanted = self._watched - broken
+            steps = tuple((one.request, one) for one in changes if one.request in wanted)
+        self._watched -= captions.keys()
+        return Outcome(
+            steps=steps,
+            captions={number: one for number, one in captions.items() if number not in broken},
+            broken=broken,
+            refreshed=self._refreshed(changes),
+            canvas_rows=sum(
+                (one.canvas_length + len(one.suffix)) * (1 + (one.cfg_scale > 0))
+                for one in changes.settings
+            ),
+            revealed=int((changed_BC & masked_BC).sum()),
+            revised=int((changed_BC & ~masked_BC).sum()),
         )
-        self._told: set[int] = set()
 
-    def step(self) -> list[tuple[int, StepEvent | Generation]]:
-        """One forward pass for all that are left; captions that are done come last."""
-        events: list[tuple[int, StepEvent | Generation]] = []
-        if self._state.slots is not None:
-            self._state, changes = sampler.step(self._model, self._state)
-            if self._watched.intersection(changes.requests):
-                events += [(one.request, one) for one in changes if one.request in self._watched]
-        finished = self._state.finished
-        events += [(index, finished[index]) for index in finished.keys() - self._told]
-        self._told.update(finished)
-        return events
-
-    def drop(self, indices: set[int]) -> None:
+    def drop(self, numbers: Collection[int]) -> None:
         """Give up jobs; they take no part in later steps."""
-        self._state = self._state.without(frozenset(indices))
-        self._watched -= indices
+        if numbers:
+            self._state = self._state.without(frozenset(numbers))
+            self._watched.difference_update(numbers)
+
+    def _refreshed(self, changes: StepEvents) -> frozenset[int]:
+        """Requests whose prompt ran in this step, but for those that joined with it."""
+        if self._interval is None:
+            return frozenset()
+        before_B = changes.report.forwards_B - 1
+        due_B = (before_B > 0) & (before_B % self._interval == 0)
+        return frozenset(changes.requests[slot] for slot in np.flatnonzero(due_B).tolist())
+
+
+@contextmanager
+def _memory_named() -> Iterator[None]:
+    """Turn the device's and the processor's lack of memory into OutOfMemory."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory(str(error)) from error
+    except RuntimeError as error:
+        # torch has no class of its own for the processor's.
+        if "DefaultCPUAllocator" not in str(error):
+            raise
+        raise OutOfMemory(str(error)) from error
 
 
 def _device(name: str) -> torch.device:

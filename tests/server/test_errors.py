@@ -71,6 +71,26 @@ def error_of(answer: httpx.Response, status: int) -> dict[str, Any]:
         (body(sampling={"steps": 10**30}), 400, "sampling.steps", "invalid_value"),
         (body(sampling={"steps": 2000}), 400, "sampling.steps", "invalid_value"),
         (body(sampling={"canvas_length": 2000}), 400, "sampling.canvas_length", "invalid_value"),
+        (
+            body(sampling={"reveal_threshold": 1.5}),
+            400,
+            "sampling.reveal_threshold",
+            "invalid_value",
+        ),
+        (body(sampling={"edit_threshold": -1}), 400, "sampling.edit_threshold", "invalid_value"),
+        (
+            body(sampling={"extra_refine_steps": -1}),
+            400,
+            "sampling.extra_refine_steps",
+            "invalid_value",
+        ),
+        (
+            # 8 tokens in blocks of 1: a few steps a block would be many.
+            body(sampling={"extra_refine_steps": 200, "block_length": 1}),
+            400,
+            "sampling.extra_refine_steps",
+            "invalid_value",
+        ),
         (body(sampling={"block_length": 3}), 400, "sampling.block_length", "invalid_value"),
         (body(sampling={"temperature": -1}), 400, "sampling.temperature", "invalid_value"),
         (body(sampling={"seed": -1}), 400, "sampling.seed", "invalid_value"),

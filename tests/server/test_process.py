@@ -144,6 +144,24 @@ def test_health_and_version_tell_what_runs(server: Serving) -> None:
     assert version["canvas_length"] == 16
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 20_000), (20_000, 1)])
+def test_pictures_of_extreme_shapes_get_a_caption(server: Serving, size: tuple[int, int]) -> None:
+    files = {"image": ("a.png", png(*size))}
+    assert httpx.post(f"{server.address}/caption", files=files, timeout=60).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "prompt", ["<image>", "<|mdm_mask|>" * 50, "<mask> <|eot_id|>", "<image>\n" * 20, "\0\ufffd"]
+)
+def test_special_tokens_in_a_prompt_are_words(server: Serving, prompt: str) -> None:
+    answer = httpx.post(f"{server.address}/caption", json=IMAGE | {"prompt": prompt}, timeout=60)
+    assert answer.status_code == 200
+    plain = httpx.post(f"{server.address}/caption", json=IMAGE, timeout=60)
+    # However many image tokens the text spells, the picture has as many as ever.
+    image_tokens = plain.json()["usage"]["image_tokens"]
+    assert answer.json()["usage"]["image_tokens"] == image_tokens
+
+
 def test_a_client_that_sends_all_of_a_large_body_still_reads_413(server: Serving) -> None:
     host, port = server.address.removeprefix("http://").split(":")
     with closing(http.client.HTTPConnection(host, int(port), timeout=60)) as connection:
@@ -218,13 +236,23 @@ def test_after_the_grace_time_a_stream_gets_an_error_and_the_exit_status_is_0(
     checkpoint: Path,
 ) -> None:
     body = IMAGE | {"stream": True, "sampling": {"canvas_length": 1024, "steps": 1024}}
-    with serving(checkpoint, "--drain-timeout", "0.01") as server:
-        with httpx.stream("POST", f"{server.address}/caption", json=body, timeout=120) as answer:
+    keys = ("--api-key", "one-key", "--api-key", "other-key")
+    with serving(checkpoint, "--drain-timeout", "0.01", "--log-format", "json", *keys) as server:
+        address = f"{server.address}/caption"
+        key = {"authorization": "Bearer other-key"}
+        assert httpx.post(address, json=body).status_code == 401
+        with httpx.stream("POST", address, json=body, headers=key, timeout=120) as answer:
             lines = answer.iter_lines()
             assert next(lines) == "event: step"
             server.process.send_signal(signal.SIGTERM)
             assert [line for line in lines if line.startswith("event")][-1] == "event: error"
         assert server.exit_status() == 0
+    logged = [json.loads(line) for line in server.lines]
+    requests = [line for line in logged if line["logger"] == "server.access"]
+    assert [(line["status"], line.get("error")) for line in requests] == [
+        (401, "invalid_api_key"),
+        (200, "draining"),
+    ]
 
 
 def test_a_start_that_cannot_succeed_is_one_line(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
 from pydantic_core import PydanticUndefined
@@ -11,6 +11,9 @@ from pydantic_core import PydanticUndefined
 from server import cli
 from server.engine.config import EngineConfig
 from server.settings import EMBEDDED, BadSettings, Settings
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.fixture(autouse=True)
@@ -42,12 +45,62 @@ def test_given_goes_before_the_environment_before_the_default(
         ({"request_timeout": 1000}, r"request_timeout 1000.0 is above max_request_timeout 600.0"),
         ({"max_image_bytes": 2**30}, r"max_image_bytes 1073741824 is above max_body_bytes"),
         ({"max_image_pixels": 10**9}, r"max_image_pixels: .*"),
+        ({"api_keys": ["good", "b\xe4d-secret"]}, r"^api_keys: key 2 is not [^,]* characters$"),
+        ({"api_keys": " , "}, r"^api_keys: nothing but commas and white space$"),
+        ({"api_key_file": "/no/such/file"}, r"^api_key_file: cannot read /no/such/file: No such"),
+        ({"cors_origins": ["example.org"]}, r"cors_origins: 'example.org' is no origin"),
+        ({"cors_origins": ["https://a.b/path"]}, r"cors_origins: 'https://a.b/path' is no origin"),
+        ({"image_hosts": ["https://a.b"]}, r"image_hosts: 'https://a.b' is no host name"),
+        ({"image_hosts": ["*"]}, r"image_hosts: '\*' is no host name"),
+        ({"image_fetch_timeout": 0}, r"image_fetch_timeout: .*, got 0"),
+        ({"log_format": "xml"}, r"log_format: .*, got 'xml'"),
+        ({"otlp_endpoint": "collector:4318"}, r"otlp_endpoint: .*"),
     ],
 )
 def test_a_bad_value_is_one_line_that_names_it(given: dict[str, Any], message: str) -> None:
     with pytest.raises(BadSettings, match=message) as caught:
         Settings.read(given)
     assert "\n" not in str(caught.value)
+
+
+def test_several_values_come_from_options_or_from_one_variable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert Settings.read({"api_keys": []}).api_keys == ()
+    assert Settings.read({"api_keys": ["a", "b,c"]}).api_keys == ("a", "b", "c")
+    monkeypatch.setenv("REDIFF_API_KEYS", "a, b\nc")
+    monkeypatch.setenv("REDIFF_IMAGE_HOSTS", "A.example *.b.example")
+    settings = Settings.read({"api_keys": []})
+    assert settings.api_keys == ("a", "b", "c")
+    assert settings.image_hosts == ("a.example", "*.b.example")
+    assert Settings.read({"api_keys": ["d"]}).api_keys == ("d",)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"# only this\n\n", r"^api_key_file: .* holds no key$"),
+        (b"good\ntwo words-secret\n", r"^api_key_file: .* holds a line that is not"),
+        (b"\xff\xfe", r"^api_key_file: cannot read .*: not UTF-8 text$"),
+    ],
+)
+def test_a_bad_file_of_keys_stops_the_start(tmp_path: Path, content: bytes, message: str) -> None:
+    file = tmp_path / "keys"
+    file.write_bytes(content)
+    with pytest.raises(BadSettings, match=message) as caught:
+        Settings.read({"api_key_file": str(file)})
+    assert "secret" not in str(caught.value)
+
+
+def test_a_prompt_may_never_be_computed_again() -> None:
+    assert Settings.read({"prefix_refresh_interval": "never"}).prefix_refresh_interval is None
+    assert Settings.read({"prefix_refresh_interval": "4"}).prefix_refresh_interval == 4
+    with pytest.raises(BadSettings, match=r"prefix_refresh_interval: .*, got '0'"):
+        Settings.read({"prefix_refresh_interval": "0"})
+
+
+def test_keys_are_not_shown() -> None:
+    assert "abc-secret" not in repr(Settings.read({"api_keys": ["abc-secret"]}))
 
 
 def test_the_engine_gets_its_part() -> None:
@@ -77,7 +130,10 @@ def test_serve_has_an_option_with_the_true_default_for_every_setting() -> None:
     parameters = inspect.signature(cli.serve).parameters
     assert set(parameters) == set(Settings.model_fields)
     words = {"model": "the embedded checkpoint", "revision": "newest", "threads": "torch's own"}
-    words["served_model_name"] = "from --model"
+    words |= {"served_model_name": "from --model", "max_rows": "what fits"}
+    words |= dict.fromkeys(
+        ("api_keys", "api_key_file", "cors_origins", "image_hosts", "otlp_endpoint"), "none"
+    )
     for name, parameter in parameters.items():
         option = next(m for m in get_args(parameter.annotation) if hasattr(m, "envvar"))
         assert option.envvar == f"REDIFF_{name.upper()}"

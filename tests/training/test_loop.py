@@ -1,14 +1,16 @@
 """The training loop: a killed run continues to the same weights, and bad values stop it."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from training.loop import LoopSettings, TrainingError, learning_rate_factor, train
+from training.ahead import ahead
+from training.loop import LoopSettings, learning_rate_factor, train
+from training.state import TrainingError
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,9 @@ class Points:
 
     def weight(self) -> float:
         return float(len(self.inputs))
+
+    def to(self, device: torch.device) -> "Points":
+        return Points(self.inputs.to(device), self.targets.to(device))
 
 
 class Regression(nn.Module):
@@ -43,13 +48,13 @@ def optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
     return [torch.optim.Muon(matrices, lr=0.02), torch.optim.AdamW(others, lr=1e-2)]
 
 
-def quiet(steps: int, accumulate: int = 1) -> LoopSettings:
+def quiet(steps: int, parts: int = 1) -> LoopSettings:
     return LoopSettings(
         steps=steps,
         log_every=5,
         save_every=5,
         warmup=2,
-        accumulate=accumulate,
+        parts=parts,
         precision="no",
         progress=False,
     )
@@ -94,7 +99,7 @@ def test_accumulated_parts_make_the_step_of_one_large_batch(tmp_path: Path) -> N
 
     one, two = Regression(), Regression()
     train(one, optimizers(one), both, quiet(6), tmp_path / "one")
-    train(two, optimizers(two), points, quiet(6, accumulate=2), tmp_path / "two")
+    train(two, optimizers(two), points, quiet(6, parts=2), tmp_path / "two")
     assert torch.allclose(one.layer.weight, two.layer.weight, atol=1e-6)
 
 
@@ -120,6 +125,40 @@ def test_a_state_of_another_model_is_refused(tmp_path: Path) -> None:
     other = Other()
     with pytest.raises(TrainingError, match="extra is on one side only"):
         train(other, optimizers(other), points, quiet(10), tmp_path)
+
+
+def test_a_state_that_lacks_what_the_run_needs_is_refused(tmp_path: Path) -> None:
+    model = Regression()
+    train(model, optimizers(model), points, replace(quiet(5), ema=0), tmp_path)
+    assert not (tmp_path / "state" / "average.safetensors").exists()
+    with pytest.raises(TrainingError, match="holds no average"):
+        train(model, optimizers(model), points, quiet(10), tmp_path)
+    (tmp_path / "state" / "step.json").write_text('{"step": 5, "shards": 2}')
+    with pytest.raises(TrainingError, match="saved in 2 shards, this run has 1"):
+        train(model, optimizers(model), points, quiet(10), tmp_path)
+
+
+def test_without_an_average_the_weights_themselves_come_back(tmp_path: Path) -> None:
+    model = Regression()
+    found = train(model, optimizers(model), points, replace(quiet(5), ema=0), tmp_path)
+    assert torch.equal(found["layer.weight"], model.layer.weight)
+
+
+def test_batches_are_made_ahead_in_order() -> None:
+    made: list[int] = []
+
+    def make(number: int) -> int:
+        if number == 4:
+            raise Killed
+        made.append(number)
+        return number * number
+
+    squares = ahead(make, range(9), 2)
+    assert [next(squares) for _ in range(4)] == [0, 1, 4, 9]
+    with pytest.raises(Killed):
+        next(squares)
+    assert made[:4] == [0, 1, 2, 3]
+    assert list(ahead(make, range(3), 0)) == [0, 1, 4]
 
 
 def test_learning_rate_schedules() -> None:

@@ -388,3 +388,31 @@ def test_places_stand_for_weights_of_any_kind() -> None:
         )
         for i, weight in enumerate(weights):
             assert abs(counts[str(i)] - 512 * weight / sum(weights)) < 1
+
+
+def test_hostile_rows_are_malformed_and_no_more(tmp_path: Path) -> None:
+    good = json.dumps(raw()).encode()
+    half = json.dumps(raw("\ud800")).encode()
+    bad = [half, b"1" * 5000, b"[" * 100000, b"\xff\xfe\x00", b"null", b'{"image": NaN}']
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"\n".join([good, *bad, good + b"\r", b""]))
+    report = Report()
+    assert len(RowFile(path, report)) == 2
+    assert [problem.where for problem in report.problems] == [f"{path}:{n}" for n in range(2, 8)]
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 5000, "\ud800.png", "."])
+def test_names_that_no_file_can_have_are_bad_pictures(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ImageError):
+        ImageFolder(tmp_path).open(name)
+
+
+def test_a_shard_cut_within_a_header_is_reported(tmp_path: Path) -> None:
+    path = shard(tmp_path / "0.tar", {"a.json": json.dumps(raw()).encode(), "a.png": picture()})
+    whole = path.read_bytes()
+    path.write_bytes(whole[:1400])
+    report = Report()
+    assert len(RowShards([path], report)) == 1
+    assert [problem.reason for problem in report.problems] == ["no end mark: it may be cut off"]
+    path.write_bytes(whole)
+    assert RowShards([path], Report()).row(0).image == "cat.png"

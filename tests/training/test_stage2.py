@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from rediff_model.checkpoint import save
 from rediff_model.model import CaptionModel
+from training.claim import claim
 from training.config import SceneTraining, TrainConfigError
 from training.filter import Corrected, read_corrected
 from training.records import Draft, read_drafts, write_records
@@ -23,7 +24,7 @@ from training.scenes.sample import sample_scene
 from training.scenes.tokenizer import save as save_tokenizer
 from training.scenes.tokenizer import train_tokenizer
 from training.stage1 import VOCABULARY, SceneRun, embedded_config, initialise, prepare
-from training.stage2 import SceneCorrection, claim, collect, run
+from training.stage2 import FREE, SceneCorrection, collect, run
 
 CANVAS = 128
 
@@ -162,10 +163,10 @@ def test_a_control_goes_on_with_stage_1_without_drafts(stage1: SceneRun, tmp_pat
 
 
 def test_another_configuration_does_not_resume(stage1: SceneRun, tmp_path: Path) -> None:
-    claim(tmp_path, configuration(stage1))
-    claim(tmp_path, configuration(stage1, threads=1))
+    claim(tmp_path, configuration(stage1), FREE)
+    claim(tmp_path, configuration(stage1, threads=1), FREE)
     with pytest.raises(TrainConfigError, match=r"another correction_share: 1\.0, now 0\.5"):
-        claim(tmp_path, configuration(stage1, correction_share=0.5))
+        claim(tmp_path, configuration(stage1, correction_share=0.5), FREE)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ Shape suffixes: B pictures, P cells, F feature channels, D hidden size, K label 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
@@ -69,6 +69,9 @@ class DenseBatch:
 
     def weight(self) -> float:
         return float(self.labels_BPK.shape[0] * self.labels_BPK.shape[1])
+
+    def to(self, device: torch.device) -> Self:
+        return type(self)(self.features_BPF.to(device), self.labels_BPK.to(device))
 
 
 class DenseObjective(nn.Module):

@@ -83,7 +83,7 @@ def fingerprint(scene: Scene, atlas: Atlas, model: CaptionModel) -> str:
         for name in atlas.names:
             digest.update(atlas.picture(vendor, name).tobytes())
     for value in cast("nn.Module", model.tower).state_dict().values():
-        digest.update(value.float().numpy().tobytes())
+        digest.update(value.float().cpu().numpy().tobytes())
     return digest.hexdigest()[:12]
 
 
@@ -92,6 +92,6 @@ def _tower_batches(
 ) -> Iterator[tuple[int, np.ndarray]]:
     for start in range(0, len(scenes), BATCH):
         tiles = scene_tiles(scenes[start : start + BATCH], atlas, model.config)
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-            features = model.tower(model.tower.normalise(tiles))
-        yield start, features.to(torch.float16).numpy()
+        with torch.inference_mode(), torch.autocast(model.device.type, torch.bfloat16):
+            features = model.tower(model.tower.normalise(tiles.to(model.device)))
+        yield start, features.to("cpu", torch.float16).numpy()

@@ -1,0 +1,54 @@
+"""The ready-made configurations are valid, and say what they are named after."""
+
+from pathlib import Path
+
+import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+
+from training import kinds
+from training.config import SceneTraining, TrainConfigError, Training, read_values
+from training.dialogue.config import DialogueTraining
+from training.dialogue.corrections import DialogueCorrection
+from training.stage2 import SceneCorrection
+
+FOLDER = Path(__file__).parents[2] / "training" / "configs"
+KINDS: dict[str, type[Training]] = {
+    "embedded-cpu": SceneTraining,
+    "embedded-gpu": SceneTraining,
+    "embedded-stage2-cpu": SceneCorrection,
+    "embedded-stage2-gpu": SceneCorrection,
+    "llada-v-stage1-full": DialogueTraining,
+    "llada-v-stage1-lora": DialogueTraining,
+    "llada-v-stage1-lora-prefix": DialogueTraining,
+    "llada-v-stage2-full": DialogueCorrection,
+    "llada-v-stage2-lora": DialogueCorrection,
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_ready_made_file_is_valid(name: str) -> None:
+    config = KINDS[name].read(FOLDER / f"{name}.yaml")
+    if isinstance(config, DialogueTraining):
+        assert (config.lora is not None) == ("lora" in name)
+        assert (config.prefix_attention == "prefix") == ("prefix" in name)
+        assert config.rates.vision == 1e-6
+        assert config.parts % 8 == 0
+
+
+def test_accelerate_reads_the_launch_file() -> None:
+    config = load_config_from_file(str(FOLDER / "accelerate-fsdp.yaml"))
+    assert config.fsdp_config["fsdp_transformer_layer_cls_to_wrap"] == "Layer"
+    assert config.fsdp_config["fsdp_version"] == 2
+
+
+def test_the_kind_of_data_decides_what_is_run(tmp_path: Path) -> None:
+    path = tmp_path / "train.yaml"
+    path.write_text("data: {kind: conversations}\nstart_from: x\nphases: []")
+    for stage in (kinds.stage1, kinds.stage2):
+        with pytest.raises(TrainConfigError, match="phases: Extra inputs"):
+            stage(path, (), tmp_path)
+        with pytest.raises(TrainConfigError, match="start_from"):
+            stage(path, ["data.kind=scenes", "start_from=[]"], tmp_path)
+        with pytest.raises(TrainConfigError, match=r"data\.kind must be one of .* got 'texts'"):
+            stage(path, ["data.kind=texts"], tmp_path)
+    assert read_values(path)["data"] == {"kind": "conversations"}

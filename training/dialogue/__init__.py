@@ -1,0 +1,1 @@
+"""Training on conversations about pictures, for checkpoints of the official layout."""

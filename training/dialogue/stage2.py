@@ -1,0 +1,153 @@
+"""Stage II on conversations: draft, correct, filter, train, with plain files between."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from tokenizers import Tokenizer
+
+from rediff_model.checkpoint import resolve
+from rediff_model.model import Captioner
+from training.claim import claim
+from training.config import TrainConfigError
+from training.correct import correct
+from training.dialogue.data import open_all, open_images, open_source
+from training.dialogue.stage1 import FREE, finish, prepare
+from training.draft import DraftSettings, picture_prompts, row_subjects, write_drafts
+from training.experts.build import chat_expert
+from training.filter import filter_corrections
+from training.mixture import Source
+from training.records import read_drafts
+from training.report import Report
+from training.sources import RowFile
+from training.state import processes, wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from PIL import Image
+
+    from training.dialogue.corrections import DialogueCorrection
+    from training.draft import Subject
+    from training.records import Draft
+
+logger = logging.getLogger(__name__)
+
+
+def run(config: DialogueCorrection, folder: Path) -> Path:
+    """Run all rounds, resuming whatever `folder` holds; the folder of the last checkpoint."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    checkpoint = config.start_from
+    for number in range(config.rounds):
+        own = config.model_copy(update={"start_from": str(checkpoint)})
+        checkpoint = str(run_round(own, folder / f"round-{number}", number))
+    return folder / f"round-{config.rounds - 1}" / "checkpoint"
+
+
+def run_round(config: DialogueCorrection, folder: Path, number: int) -> Path:
+    """One round into `folder`: its files, and the checkpoint it ends in.
+
+    Raises:
+        TrainConfigError: a source cannot be used, nothing could be corrected, or the round was
+            begun with another configuration.
+        ExpertError: the expert cannot be used.
+    """
+    group = processes()
+    with group.main_process_first():
+        claim(folder, config, (*FREE, "rounds"))
+    if group.is_main_process:
+        collect(config, folder, number)
+    wait_for(folder / "counts.json")
+    group.wait_for_everyone()
+    report = Report()
+    rows = RowFile(folder / "corrected.jsonl", report)
+    if not len(rows):
+        raise TrainConfigError(f"{folder / 'corrected.jsonl'} holds no corrected draft")
+    share = config.correction_share
+    others = open_all(config.data, report)
+    whole = sum(source.weight for source in others)
+    sources = [
+        Source("corrections", rows, open_images(config.drafts.source, report), share),
+        *(replace(other, weight=other.weight / whole * (1 - share)) for other in others),
+    ]
+    with group.main_process_first():
+        dialogue = prepare(config, folder)
+    return finish(dialogue, sources, report)
+
+
+def collect(config: DialogueCorrection, folder: Path, number: int) -> None:
+    """Draft, correct and filter the rows of a round.
+
+    Writes `drafts.jsonl`, `verdicts.jsonl`, `corrected.jsonl` and, with counts, `counts.json`.
+
+    Raises:
+        TrainConfigError: the source has no rows left for this round.
+        ExpertError: the expert cannot be used.
+    """
+    shape = config.drafts
+    report = Report()
+    source = open_source(shape.source, report)
+    first = number * shape.samples
+    subjects = row_subjects(source.rows)[first : first + shape.samples]
+    if not subjects:
+        raise TrainConfigError(f"{shape.source.name} has no rows with pictures from {first} on")
+    tokenizer = _draft(config, folder, subjects, source, report)
+    drafts = read_drafts(folder / "drafts.jsonl")
+
+    def picture_of(draft: Draft) -> Image.Image:
+        return source.images.open(draft.image or "")
+
+    expert = chat_expert(config.expert, tokenizer, picture_of, folder / "answers")
+    verdicts = folder / "verdicts.jsonl"
+    counts = {
+        "correct": dict(correct(drafts, expert, verdicts, progress=True)),
+        "filter": dict(filter_corrections(drafts, verdicts, tokenizer, folder / "corrected.jsonl")),
+        "expert": expert.usage(),
+        "problems": report.to_json(),
+    }
+    logger.info("corrections: %s", {key: counts[key] for key in ("correct", "filter", "expert")})
+    fresh = folder / "counts.json.new"
+    fresh.write_text(json.dumps(counts, indent=2) + "\n", encoding="utf-8")
+    fresh.replace(folder / "counts.json")
+
+
+def _draft(
+    config: DialogueCorrection,
+    folder: Path,
+    subjects: Sequence[Subject],
+    source: Source,
+    report: Report,
+) -> Tokenizer:
+    """Write the drafts that are missing; returns the tokenizer. The model is let go of again."""
+    shape = config.drafts
+    device = processes().device
+    captioner = Captioner.load(
+        resolve(config.start_from),
+        device=device,
+        dtype=torch.float32 if device.type == "cpu" else torch.bfloat16,
+    )
+    settings = DraftSettings(
+        tokens_per_step=shape.tokens_per_step,
+        every=shape.every,
+        canvas_length=captioner.config.canvas_length,
+        temperature=shape.temperature,
+        seed=config.seed,
+        batch_size=shape.batch_size,
+    )
+    write_drafts(
+        captioner.model,
+        captioner.token_ids,
+        captioner.decode,
+        subjects,
+        picture_prompts(captioner, subjects, source.images, report),
+        settings,
+        folder / "drafts.jsonl",
+        progress=True,
+    )
+    return Tokenizer.from_file(str(resolve(config.start_from) / "tokenizer.json"))
