@@ -24,7 +24,7 @@ from kernels import reference
 from kernels.canvas import Canvas, Plan, Written
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -41,11 +41,11 @@ REPEATS = 30
 INTERPRET = "TRITON_INTERPRET"
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Write one JSON object to --json or standard output."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, help="write here")
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(arguments)
     gpu = torch.cuda.is_available()
     if not gpu and os.environ.get(INTERPRET) != "1":
         # The interpreter has to be chosen before anything imports triton.

@@ -33,6 +33,8 @@ from training.scenes.atlas import Atlas
 from training.scenes.sample import sample_scene
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from rediff_model.config import PrefixAttention
@@ -53,7 +55,7 @@ class Work:
     ids: TokenIds
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--model", type=Path, help="a checkpoint folder")
@@ -66,7 +68,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=("float32", "float64", "bfloat16"), default="float32")
     parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     dtype = getattr(torch, arguments.dtype)
     if arguments.model is not None:
         work = checkpoint_work(arguments.model, arguments.n, arguments.device, dtype)

@@ -46,7 +46,7 @@ def load_captioner(config: EngineConfig) -> Captioner:
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    device = _device(config.device)
+    device = choose_device(config.device)
     return Captioner.load(
         config.model,
         revision=config.revision,
@@ -221,7 +221,7 @@ def _memory_named() -> Iterator[None]:
         raise OutOfMemory(str(error)) from error
 
 
-def _device(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():

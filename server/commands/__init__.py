@@ -1,0 +1,1 @@
+"""The commands of `rediff` that are not the server: data, training, evaluation, tools."""

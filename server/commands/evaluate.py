@@ -1,0 +1,137 @@
+"""`rediff evaluate` and `rediff experiment`: the exact evaluator, and the paper's questions."""
+
+# Annotations are not postponed here: typer reads them at run time.
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from server.commands.options import (
+    CommandError,
+    Device,
+    Dtype,
+    Model,
+    Revision,
+    Threads,
+    read_settings,
+)
+
+
+def evaluate(
+    model: Model = None,
+    revision: Revision = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    threads: Threads = None,
+    split: Annotated[str, typer.Option(envvar="REDIFF_SPLIT", help="Which scenes.")] = "test",
+    seed: Annotated[int, typer.Option(envvar="REDIFF_SEED", help="Draws the scenes.")] = 0,
+    n: Annotated[int, typer.Option("--n", envvar="REDIFF_N", help="How many scenes.")] = 200,
+    tokens_per_step: Annotated[
+        str, typer.Option(envvar="REDIFF_TOKENS_PER_STEP", help="Comma-separated.")
+    ] = "1,4,8",
+    refine: Annotated[str, typer.Option(envvar="REDIFF_REFINE", help="on, off or both.")] = "on",
+    block_length: Annotated[
+        int | None, typer.Option(envvar="REDIFF_BLOCK_LENGTH", help="Tokens denoised together.")
+    ] = None,
+    atlas: Annotated[
+        Path | None, typer.Option(envvar="REDIFF_ATLAS", help="Pictures of another vendor.")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", envvar="REDIFF_JSON", help="File for the figures.")
+    ] = None,
+    captions: Annotated[
+        Path | None, typer.Option(envvar="REDIFF_CAPTIONS", help="File for every caption.")
+    ] = None,
+) -> None:
+    """Caption unseen sticker scenes and score them with the exact evaluator."""
+    settings = read_settings(dict(locals()))
+    kinds = {"on": (True,), "off": (False,), "both": (False, True)}
+    if refine not in kinds:
+        raise CommandError(f"--refine must be on, off or both, got {refine!r}")
+    sizes = tokens_per_step.split(",")
+    if not all(size.strip().isdecimal() and int(size) > 0 for size in sizes):
+        raise CommandError(f"--tokens-per-step must list positive numbers, got {tokens_per_step!r}")
+    from server.engine.runner import load_captioner
+    from training.evaluate import evaluate_split, table, write_captions
+    from training.scenes.atlas import Atlas
+
+    try:
+        rows, scenes = evaluate_split(
+            load_captioner(settings.engine()),
+            split,
+            seed,
+            n,
+            Atlas.load(atlas),
+            [int(size) for size in sizes],
+            kinds[refine],
+            block_length,
+        )
+        if captions is not None:
+            write_captions(captions, rows, scenes, split)
+    except (ValueError, OSError) as error:
+        raise CommandError(str(error)) from None
+    typer.echo(table(rows))
+    if json_file is not None:
+        figures = {
+            "split": split,
+            "seed": seed,
+            "n": n,
+            "block_length": block_length,
+            "rows": [row.to_json() for row in rows],
+        }
+        json_file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+def experiment(
+    name: Annotated[str, typer.Argument(help="Which one; `all` for every one of them.")],
+    size: Annotated[
+        str,
+        typer.Option(envvar="REDIFF_SIZE", help="small, shipped, tiny, or a YAML file."),
+    ] = "small",
+    out: Annotated[
+        Path, typer.Option(envvar="REDIFF_OUT", help="Folder of branches, figures and plots.")
+    ] = Path("runs/experiments"),
+    evaluation_scenes: Annotated[
+        int | None, typer.Option("--n", envvar="REDIFF_N", help="Scenes of each evaluation seed.")
+    ] = None,
+    page: Annotated[
+        Path | None, typer.Option(envvar="REDIFF_PAGE", help="Markdown page to write as well.")
+    ] = None,
+) -> None:
+    """Run an experiment of the paper: train its branches, evaluate, tabulate and plot.
+
+    A killed run goes on where it stopped, and experiments share the branches they have in common.
+    """
+    from training.config import TrainConfigError
+    from training.experiments.catalogue import EXPERIMENTS
+    from training.experiments.plan import Size
+    from training.experiments.report import plot, section, table
+    from training.experiments.run import run
+
+    if name != "all" and name not in EXPERIMENTS:
+        raise CommandError(f"no experiment {name!r}; there are {', '.join(EXPERIMENTS)}, and all")
+    given = Path(size)
+    if given.suffix not in (".yaml", ".yml"):
+        given = _configurations() / f"experiment-{size}.yaml"
+    overrides = [] if evaluation_scenes is None else [f"evaluation_scenes={evaluation_scenes}"]
+    try:
+        chosen = Size.read(given, overrides)
+        sections = []
+        for each in EXPERIMENTS.values() if name == "all" else [EXPERIMENTS[name]]:
+            figures = run(each, chosen, out)
+            picture = out / f"{each.name}.png"
+            plot(figures, picture)
+            typer.echo(table(figures))
+            sections.append(section(figures, picture.name))
+    except (TrainConfigError, ValueError, OSError) as error:
+        raise CommandError(str(error)) from None
+    if page is not None:
+        page.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+
+
+def _configurations() -> Path:
+    """The folder of the ready-made training configurations."""
+    import training
+
+    return Path(training.__file__).parent / "configs"

@@ -1,0 +1,57 @@
+"""`rediff train`: Stage I and Stage II from a configuration file."""
+
+# Annotations are not postponed here: typer reads them at run time.
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from server.commands.options import CommandError
+
+train = typer.Typer(help="Train checkpoints.", rich_markup_mode=None)
+
+
+Config = Annotated[
+    Path, typer.Option(envvar="REDIFF_CONFIG", help="YAML file; see training/configs.")
+]
+RunFolder = Annotated[
+    Path, typer.Option("--out", envvar="REDIFF_OUT", help="The run; what it holds is resumed.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Replace one value: data.scenes=100."),
+]
+
+
+@train.command()
+def stage1(config: Config, out: RunFolder, override: Overrides = None) -> None:
+    """Stage I: an embedded model on sticker scenes, or a checkpoint on conversations."""
+    from training.kinds import stage1 as run
+
+    _train(lambda: run(config, override or (), out))
+
+
+@train.command()
+def stage2(config: Config, out: RunFolder, override: Overrides = None) -> None:
+    """Let the model draft, an expert correct, and train on the corrections."""
+    from training.kinds import stage2 as run
+
+    _train(lambda: run(config, override or (), out))
+
+
+def _train(run: Callable[[], Path]) -> None:
+    """Run a training with its progress on stderr and print the checkpoint's folder."""
+    import logging
+
+    from training.config import TrainConfigError
+    from training.experts.protocol import ExpertError
+    from training.state import TrainingError, processes
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        checkpoint = run()
+        if processes().is_main_process:
+            typer.echo(checkpoint)
+    except (TrainConfigError, TrainingError, ExpertError, OSError, ValueError) as error:
+        raise CommandError(str(error)) from None
