@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from importlib import metadata
-from pathlib import Path
-
-import pytest
+from typing import TYPE_CHECKING
 
 from server import doctor
 from server.engine.config import EngineConfig
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
+
 EMBEDDED = "rediff_model/checkpoints/embedded"
 
 
-def findings(**changes: str) -> dict[str, doctor.Finding]:
-    config = EngineConfig(**{"model": EMBEDDED, "device": "cpu", **changes})
+def findings(model: str = EMBEDDED, device: str = "cpu") -> dict[str, doctor.Finding]:
+    config = EngineConfig(model=model, device=device)
     return {finding.what: finding for finding in doctor.examine(config)}
 
 
@@ -41,7 +44,7 @@ def test_a_foreign_kernels_package_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     def version(name: str) -> str:
         return "0.10.2" if name == "kernels" else own(name)
 
-    monkeypatch.setattr(doctor.metadata, "version", version)
+    monkeypatch.setattr(metadata, "version", version)
     clash = doctor.foreign_kernels()
     assert clash is not None
     assert "kernels 0.10.2" in clash
