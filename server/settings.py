@@ -48,7 +48,7 @@ class Settings(BaseSettings):
     threads: int | None = Field(None, ge=1, le=1024)
     max_batch: int = Field(16, ge=1, le=4096)
     max_rows: int | None = Field(None, ge=1, le=2**31)
-    max_prefill_rows: int = Field(4096, ge=1, le=2**31)
+    max_prefill_rows: int = Field(1024, ge=1, le=2**31)
     prefix_refresh_interval: int | None = Field(1, ge=1, le=65_536)
     vision_cache_bytes: int = Field(256 * 2**20, ge=0, le=2**40)
     max_queue: int = Field(256, ge=0, le=1_000_000)

@@ -22,7 +22,7 @@ class EngineConfig:
     """Requests that share a step."""
     max_rows: int | None = None
     """Prompt and canvas rows of everything that runs; None: as many as free memory holds."""
-    max_prefill_rows: int = 4096
+    max_prefill_rows: int = 1024
     """Prompt rows that may join in one step, so that long prompts do not stall who is running."""
     prefix_refresh_interval: int | None = 1
     """With full prefix attention, steps after which a prompt is computed again: 1 is exact, None

@@ -171,9 +171,7 @@ class SamplerBatch:
         report, before_BC = changes.report, changes.before.ids_BC
         changed_BC = report.ids_BC != before_BC
         masked_BC = before_BC == changes.before.mask_id
-        # Whatever is written has a probability, unless the logits held NaN.
-        broken_B = (changed_BC & np.isnan(report.confidence_BC)).any(axis=1)
-        broken = frozenset(changes.requests[slot] for slot in np.flatnonzero(broken_B).tolist())
+        broken = frozenset(changes.broken)
         steps: tuple[tuple[int, StepEvent], ...] = ()
         if self._watched.intersection(changes.requests):
             wanted = self._watched - broken
@@ -181,7 +179,7 @@ class SamplerBatch:
         self._watched -= captions.keys()
         return Outcome(
             steps=steps,
-            captions={number: one for number, one in captions.items() if number not in broken},
+            captions=captions,
             broken=broken,
             refreshed=self._refreshed(changes),
             canvas_rows=sum(

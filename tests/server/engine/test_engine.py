@@ -144,7 +144,7 @@ def test_a_start_that_cannot_hold_one_request_refuses() -> None:
 
 def test_limits_come_from_configuration_and_memory() -> None:
     info = replace(INFO, row_bytes=10, request_rows=30, free_bytes=1000)
-    assert limits_of(CONFIG, info) == Limits(8, 100, 4096, 108)
+    assert limits_of(CONFIG, info) == Limits(8, 100, 1024, 108)
     assert limits_of(replace(CONFIG, max_rows=50), info).rows == 50
     assert limits_of(replace(CONFIG, max_rows=50), replace(info, free_bytes=None)).rows == 50
     assert limits_of(CONFIG, replace(info, free_bytes=None)).rows > 10**6
