@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
+from rediff_model.cache import attend
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -169,8 +171,19 @@ class Part:
             found.append(at_P.repeat(self.count))
         return found
 
-    def attend(self, layer: int, query_THE: Tensor, key_TKE: Tensor, value_TKE: Tensor) -> Tensor:
-        """Keep new keys and values, and attend to those in the buffers; [T, H, E]."""
+    def attend(
+        self,
+        layer: int,
+        query_THE: Tensor,
+        key_TKE: Tensor,
+        value_TKE: Tensor,
+        *,
+        bounded: bool = False,
+    ) -> Tensor:
+        """Keep new keys and values, and attend to those in the buffers; [T, H, E].
+
+        `bounded`: as in `cache.attend`.
+        """
         buffers, edge = self.bucket.buffers, self.bucket.buffers.canvas
         begin, end = edge - self.bucket.canvas, edge + self.bucket.prompt
         split = self.canvas_rows
@@ -187,11 +200,11 @@ class Part:
         outputs = []
         if split:
             keys, values = (buffer[self.canvases, begin:end] for buffer in stored)
-            outputs.append(_attend(query_THE[:split], keys, values, self.bias_GN))
+            outputs.append(attend(query_THE[:split], keys, values, self.bias_GN, bounded))
         if self.prompts_R is not None:
             first = begin if self.sees_canvas else edge
             keys, values = (buffer[self.prompts_R, first:end] for buffer in stored)
-            outputs.append(_attend(query_THE[split:], keys, values, self.bias_RN))
+            outputs.append(attend(query_THE[split:], keys, values, self.bias_RN, bounded))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
@@ -200,31 +213,21 @@ class BucketAttend:
     """Attention of packed rows: those of one part after the other."""
 
     parts: tuple[Part, ...]
+    bounded: bool = False
 
     def __call__(self, layer: int, query_THE: Tensor, key_TKE: Tensor, value_TKE: Tensor) -> Tensor:
         if len(self.parts) == 1:
-            return self.parts[0].attend(layer, query_THE, key_TKE, value_TKE)
+            part = self.parts[0]
+            return part.attend(layer, query_THE, key_TKE, value_TKE, bounded=self.bounded)
         sizes = [part.canvas_rows + part.prompt_rows for part in self.parts]
         queries, keys, values = (
             torch.split(rows, sizes) for rows in (query_THE, key_TKE, value_TKE)
         )
         columns = zip(self.parts, queries, keys, values, strict=True)
-        return torch.cat([part.attend(layer, *rows) for part, *rows in columns])
+        seen = [part.attend(layer, *rows, bounded=self.bounded) for part, *rows in columns]
+        return torch.cat(seen)
 
 
 def padded(prompt_PD: Tensor, rows: int) -> Tensor:
     """A prompt with rows of zeros at its end."""
     return functional.pad(prompt_PD, (0, 0, 0, rows - len(prompt_PD)))
-
-
-def _attend(query_THE: Tensor, key: Tensor, value: Tensor, bias_GN: Tensor | None) -> Tensor:
-    """Rows of as many sequences as `key` [G, N, K, E] has; [T, H, E]."""
-    query = query_THE.view(len(key), -1, *query_THE.shape[1:])
-    output = functional.scaled_dot_product_attention(
-        query.transpose(1, 2),
-        key.transpose(1, 2),
-        value.transpose(1, 2),
-        attn_mask=None if bias_GN is None else bias_GN[:, None, None, :],
-        enable_gqa=query.shape[2] != key.shape[2],
-    )
-    return output.transpose(1, 2).flatten(0, 1)

@@ -15,6 +15,9 @@ from torch.nn.functional import scaled_dot_product_attention
 if TYPE_CHECKING:
     from torch import Tensor
 
+SMALL = 1 << 20
+"""Scores of a sequence up to which plain products are faster than the fused attention."""
+
 
 @dataclass(slots=True)
 class DenseAttend:
@@ -63,6 +66,52 @@ class PrefixAttend:
             torch.cat((self.values[layer], value), dim=2),
             mask,
         )
+
+
+def attend(
+    query_THE: Tensor, key: Tensor, value: Tensor, bias_GN: Tensor | None, bounded: bool
+) -> Tensor:
+    """Rows of as many sequences as `key` [G, N, K, E] has, to packed rows [T, H, E].
+
+    `bias_GN` is added to the scores. `bounded` promises that no score is large.
+    """
+    sequences, count, groups, _ = key.shape
+    query = query_THE.view(sequences, -1, *query_THE.shape[1:])
+    scores = query.shape[1] * query.shape[2] * count
+    if query.device.type == "cpu" and query.shape[2] == groups and scores <= SMALL:
+        return _attend_small(query, key, value, bias_GN, bounded)
+    output = scaled_dot_product_attention(
+        query.transpose(1, 2),
+        key.transpose(1, 2),
+        value.transpose(1, 2),
+        attn_mask=None if bias_GN is None else bias_GN[:, None, None, :],
+        enable_gqa=query.shape[2] != groups,
+    )
+    return output.transpose(1, 2).flatten(0, 1)
+
+
+def _attend_small(
+    query: Tensor, key: Tensor, value: Tensor, bias_GN: Tensor | None, bounded: bool
+) -> Tensor:
+    """`attend`, one sequence after the other: its scores stay in the processor's cache."""
+    sequences, rows, heads, size = query.shape
+    output = torch.empty_like(query, memory_format=torch.contiguous_format)
+    scores = query.new_empty((heads, rows, key.shape[1]))
+    mixed = query.new_empty((heads, rows, size))
+    for number in range(sequences):
+        across = key[number].permute(1, 2, 0)
+        torch.baddbmm(
+            scores, query[number].transpose(0, 1), across, beta=0, alpha=size**-0.5, out=scores
+        )
+        if bias_GN is not None:
+            scores += bias_GN[number]
+        if not bounded:
+            scores -= scores.amax(dim=2, keepdim=True)
+        total = scores.exp_().sum(dim=2, keepdim=True)
+        torch.bmm(scores, value[number].transpose(0, 1), out=mixed)
+        # Dividing behind the product divides fewer numbers.
+        torch.div(mixed.transpose(0, 1), total.transpose(0, 1), out=output[number])
+    return output.flatten(0, 1)
 
 
 def _split(rows: Tensor, sequences: int) -> Tensor:

@@ -112,6 +112,8 @@ class ModelConfig:
     stop_token_id: int = 126348
     canvas_length: int = 128
     """Tokens of a caption by default."""
+    block_lengths: tuple[int, ...] = ()
+    """Length of a block by default at 1, 2, … tokens a step; beyond the last, the whole canvas."""
 
     def __post_init__(self) -> None:
         for name, ids in (
@@ -126,6 +128,11 @@ class ModelConfig:
                     )
         if self.canvas_length < 1:
             raise ConfigError(f"canvas_length must be positive, got {self.canvas_length}")
+        for length in self.block_lengths:
+            if length < 1 or self.canvas_length % length:
+                raise ConfigError(
+                    f"block_lengths must divide canvas_length {self.canvas_length}, got {length}"
+                )
 
     @classmethod
     def from_json(cls, source: Path | Mapping[str, Any]) -> Self:
@@ -162,6 +169,7 @@ class ModelConfig:
             "vision_config": vision,
             **values,
             "suppressed_token_ids": list(self.suppressed_token_ids),
+            "block_lengths": list(self.block_lengths),
         }
 
 

@@ -12,19 +12,21 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from torch.nn import functional
+
 from rediff_model.buckets import Bucket, BucketAttend, Part, padded
 from rediff_model.buffers import Buffers, room
 from rediff_model.lean import LeanDecoder, suits
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import Tensor
 
     from rediff_model.language import Decoder, LanguageModel
 
-ROWS_AT_ONCE = 4096
-"""Rows of a pass on a CPU: enough to be quick, and what lies between two products stays small."""
+ROWS_AT_ONCE = 512
+"""Rows of a pass on a CPU: what lies between two products stays in the processor's cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,9 @@ class Context:
     """
 
     decoder: Decoder | LeanDecoder
+    embedding_VD: Tensor
+    head: Callable[[Tensor], Tensor]
+    """The LM head."""
     prefix: bool
     interval: int | None
     rows: tuple[int, ...] = ()
@@ -51,8 +56,10 @@ class Context:
     @classmethod
     def empty(cls, model: LanguageModel, interval: int | None) -> Context:
         """Without sequences. Where it helps, with a copy of the model's weights."""
-        decoder = LeanDecoder.of(model) if suits(model) else model.model
-        return cls(decoder, model.model.config.prefix_attention == "prefix", interval)
+        lean = LeanDecoder.of(model) if suits(model) else None
+        head = model.logits if lean is None else lean.logits
+        embedding_VD = model.model.embed_tokens.weight
+        return cls(lean or model.model, embedding_VD, head, model.model.config.prefix_attention == "prefix", interval)
 
     @property
     def columns(self) -> int:
@@ -93,30 +100,36 @@ class Context:
                 buckets.append(bucket.keep(kept, [number[bucket.sequences[row]] for row in kept]))
         return self._of(tuple(self.rows[sequence] for sequence in order), tuple(buckets))
 
-    def hidden(self, canvas_SCD: Tensor) -> Tensor:
-        """Run embedded canvases; their rows after the final norm, [S, C, D]."""
-        sequences, columns, size = canvas_SCD.shape
-        canvas_TD = canvas_SCD.flatten(0, 1)
+    def hidden(self, ids_SC: Tensor) -> Tensor:
+        """Run canvases; their rows after the final norm, [S, C, D]."""
+        ids_T = ids_SC.flatten()
         if self.index_T is not None:
-            canvas_TD = canvas_TD.index_select(0, self.index_T)
+            ids_T = ids_T.index_select(0, self.index_T)
+        canvas_TD = functional.embedding(ids_T, self.embedding_VD)
         done: list[Tensor] = []
         start = 0
         for parts in self._passes():
             packed: list[Tensor] = []
+            first = start
             for part in parts:
                 packed.append(canvas_TD[start : start + part.canvas_rows])
                 start += part.canvas_rows
                 prompt_GPD = part.bucket.buffers.prompt_GPD
                 if part.prompts_R is not None and prompt_GPD is not None:
                     packed.append(prompt_GPD[part.prompts_R, : part.bucket.prompt].flatten(0, 1))
-            hidden_TD = self._run(parts, packed)
+            only_canvas = start - first == sum(len(rows_TD) for rows_TD in packed)
+            hidden_TD = self._run(parts, packed, ids_T[first:start] if only_canvas else None)
             sizes = [size for part in parts for size in (part.canvas_rows, part.prompt_rows)]
             done += torch.split(hidden_TD, sizes)[::2]
         hidden_TD = torch.cat(done)
         if self.index_T is not None:
-            canvas_TD = hidden_TD.new_zeros((sequences * columns, size))
-            hidden_TD = canvas_TD.index_copy_(0, self.index_T, hidden_TD)
-        return hidden_TD.view(sequences, columns, size)
+            all_TD = hidden_TD.new_zeros((ids_SC.numel(), hidden_TD.shape[1]))
+            hidden_TD = all_TD.index_copy_(0, self.index_T, hidden_TD)
+        return hidden_TD.view(*ids_SC.shape, -1)
+
+    def logits(self, hidden_TD: Tensor) -> Tensor:
+        """[T, V] from rows after the final norm."""
+        return self.head(hidden_TD)
 
     def _passes(self) -> Iterator[list[Part]]:
         """The parts of a step that run together: all, or on a CPU a number of rows."""
@@ -139,11 +152,16 @@ class Context:
                 rows += part.canvas_rows + part.prompt_rows
         yield parts
 
-    def _run(self, parts: Sequence[Part], packed: Sequence[Tensor]) -> Tensor:
-        """Rows of all parts, one after the other, through the model."""
+    def _run(
+        self, parts: Sequence[Part], packed: Sequence[Tensor], ids_T: Tensor | None = None
+    ) -> Tensor:
+        """Rows of all parts, one after the other, through the model; `ids_T` if all have ids."""
         position_T = torch.cat([position_T for part in parts for position_T in part.positions()])
-        attend = BucketAttend(tuple(parts))
-        hidden_TD: Tensor = self.decoder(torch.cat(list(packed)), position_T, attend)
+        rows_TD = torch.cat(list(packed))
+        if isinstance(self.decoder, LeanDecoder):
+            attend = BucketAttend(tuple(parts), self.decoder.bounded)
+            return self.decoder(rows_TD, position_T, attend, ids_T)
+        hidden_TD: Tensor = self.decoder(rows_TD, position_T, BucketAttend(tuple(parts)))
         return hidden_TD
 
     def aged(self) -> Context:
@@ -180,4 +198,4 @@ class Context:
         index_T = None
         if order != list(range(len(rows) * columns)):
             index_T = torch.tensor(order).to(buckets[0].position_GC.device)
-        return Context(self.decoder, self.prefix, self.interval, rows, buckets, index_T)
+        return replace(self, rows=rows, buckets=buckets, index_T=index_T)

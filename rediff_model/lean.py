@@ -10,7 +10,8 @@ heads, E head size, N outputs of a product.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self, cast
 
 import torch
@@ -23,6 +24,15 @@ if TYPE_CHECKING:
 
 LARGEST = 1 << 30
 """Bytes of weights at most that are copied."""
+
+PIECE = 64
+"""Rows of a product at a time: as a batch of small products it is a tenth faster than as one."""
+
+FEW_IDS = 8192
+"""Vocabulary up to which the first layer's projections are kept for every id."""
+
+BOUNDED = 60.0
+"""Attention scores up to this need no shift before exp, in float32 either."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +72,28 @@ class LeanLayer:
             narrow_FD=mlp.down_proj.weight.T.contiguous(),
         )
 
+    def largest_score(self, heads: int) -> float:
+        """What no attention score exceeds; infinity without norms of queries and keys."""
+        if self.norm_HE is None:
+            return math.inf
+        largest_H = self.norm_HE.abs().amax(dim=1)
+        # A normed row is at most sqrt(E) long before its weights, and scores are over sqrt(E).
+        most = largest_H[:heads].max() * largest_H[heads:].max() * self.norm_HE.shape[1] ** 0.5
+        return most.item()
+
 
 @dataclass(frozen=True, slots=True)
 class LeanDecoder:
-    """A copy of a decoder's weights; later changes of the decoder do not reach it."""
+    """A copy of a model's weights; later changes of the model do not reach it."""
 
     layers: tuple[LeanLayer, ...]
     norm_D: Tensor
+    head_DV: Tensor
+    first_VN: Tensor | None
+    """The first layer's queries, keys and values of every id, not yet rotated; None if there are
+    too many ids."""
+    bounded: bool
+    """No attention score can be large: norms of queries and keys see to it."""
     heads: int
     key_heads: int
     head_dim: int
@@ -80,44 +105,72 @@ class LeanDecoder:
     def of(cls, model: LanguageModel) -> Self:
         decoder = model.model
         config = decoder.config
-        return cls(
-            layers=tuple(LeanLayer.of(cast("Layer", layer)) for layer in decoder.layers),
+        layers = tuple(LeanLayer.of(cast("Layer", layer)) for layer in decoder.layers)
+        lean = cls(
+            layers=layers,
             norm_D=decoder.norm.weight.clone(),
+            head_DV=model.lm_head.weight.T.contiguous(),
+            first_VN=None,
+            bounded=all(layer.largest_score(config.num_attention_heads) < BOUNDED for layer in layers),
             heads=config.num_attention_heads,
             key_heads=config.num_key_value_heads,
             head_dim=config.head_dim,
             theta=config.rope_theta,
             eps=config.rms_norm_eps,
         )
+        if config.vocab_size > FEW_IDS:
+            return lean
+        return replace(lean, first_VN=lean._project(layers[0], decoder.embed_tokens.weight))
 
-    def __call__(self, hidden_TD: Tensor, positions_T: Tensor, attend: Attend) -> Tensor:
-        """As `Decoder.forward`; overwrites `hidden_TD`."""
+    def __call__(
+        self,
+        hidden_TD: Tensor,
+        positions_T: Tensor,
+        attend: Attend,
+        ids_T: Tensor | None = None,
+    ) -> Tensor:
+        """As `Decoder.forward`; overwrites `hidden_TD`.
+
+        `ids_T` says of which ids the rows are the embeddings, if they all are.
+        """
         rows = len(hidden_TD)
         rotated = self.heads + self.key_heads
         turn_T1E = self._turns(positions_T, hidden_TD.dtype)
         for number, layer in enumerate(self.layers):
-            normed_TD = hidden_TD * self._scale(hidden_TD)
-            if layer.bias_N is None:
-                mixed_TN = normed_TD @ layer.project_DN
+            if number == 0 and ids_T is not None and self.first_VN is not None:
+                mixed_TN = self.first_VN.index_select(0, ids_T)
             else:
-                mixed_TN = torch.addmm(layer.bias_N, normed_TD, layer.project_DN)
+                mixed_TN = self._project(layer, hidden_TD)
             heads_THE = mixed_TN.view(rows, -1, self.head_dim)
             turning_THE = heads_THE[:, :rotated]
-            if layer.norm_HE is not None:
-                turning_THE *= self._scale(turning_THE)
-                turning_THE *= layer.norm_HE
             pairs = turning_THE.view(rows, rotated, -1, 2)
             torch.view_as_complex(pairs).mul_(turn_T1E)
             query_THE, key_TKE = turning_THE[:, : self.heads], turning_THE[:, self.heads :]
             seen_THE = attend(number, query_THE, key_TKE, heads_THE[:, rotated:])
-            hidden_TD.addmm_(seen_THE.reshape(rows, -1), layer.output_ND)
+            _add_product(hidden_TD, seen_THE.reshape(rows, -1), layer.output_ND)
             if layer.output_bias_D is not None:
                 hidden_TD += layer.output_bias_D
             normed_TD = hidden_TD * self._scale(hidden_TD)
-            gate_TF, up_TF = (normed_TD @ layer.widen_DN).chunk(2, dim=1)
+            gate_TF, up_TF = _product(normed_TD, layer.widen_DN).chunk(2, dim=1)
             functional.silu(gate_TF, inplace=True).mul_(up_TF)
-            hidden_TD.addmm_(gate_TF, layer.narrow_FD)
+            _add_product(hidden_TD, gate_TF, layer.narrow_FD)
         return hidden_TD.mul_(self._scale(hidden_TD)).mul_(self.norm_D)
+
+    def logits(self, hidden_TD: Tensor) -> Tensor:
+        """As `LanguageModel.logits`."""
+        return _product(hidden_TD, self.head_DV)
+
+    def _project(self, layer: LeanLayer, hidden_TD: Tensor) -> Tensor:
+        """Queries, keys and values before they are rotated, [T, N]."""
+        mixed_TN = _product(hidden_TD * self._scale(hidden_TD), layer.project_DN)
+        if layer.bias_N is not None:
+            mixed_TN += layer.bias_N
+        if layer.norm_HE is not None:
+            heads_THE = mixed_TN.view(len(mixed_TN), -1, self.head_dim)
+            turning_THE = heads_THE[:, : self.heads + self.key_heads]
+            turning_THE *= self._scale(turning_THE)
+            turning_THE *= layer.norm_HE
+        return mixed_TN
 
     def _scale(self, rows: Tensor) -> Tensor:
         """What a root-mean-square norm multiplies rows by, [..., 1]."""
@@ -130,6 +183,25 @@ class LeanDecoder:
         exponent_E = torch.arange(0, self.head_dim, 2, dtype=torch.int64).to(dtype) / self.head_dim
         angle_TE = positions_T.to(dtype)[:, None] * (1.0 / self.theta**exponent_E)
         return torch.polar(torch.ones_like(angle_TE), angle_TE)[:, None]
+
+
+def _product(rows_TX: Tensor, weight_XN: Tensor) -> Tensor:
+    """The rows times a weight, [T, N]."""
+    pieces, rest = divmod(len(rows_TX), PIECE)
+    if rest or pieces < 2:
+        return rows_TX @ weight_XN
+    batch = rows_TX.unflatten(0, (pieces, PIECE))
+    return torch.bmm(batch, weight_XN.expand(pieces, -1, -1)).flatten(0, 1)
+
+
+def _add_product(sum_TN: Tensor, rows_TX: Tensor, weight_XN: Tensor) -> None:
+    """Add the rows times a weight."""
+    pieces, rest = divmod(len(rows_TX), PIECE)
+    if rest or pieces < 2:
+        sum_TN.addmm_(rows_TX, weight_XN)
+        return
+    batch = rows_TX.unflatten(0, (pieces, PIECE))
+    sum_TN.unflatten(0, (pieces, PIECE)).baddbmm_(batch, weight_XN.expand(pieces, -1, -1))
 
 
 def suits(model: LanguageModel) -> bool:

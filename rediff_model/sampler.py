@@ -47,6 +47,12 @@ __all__ = [
 LOGITS_AT_ONCE = 1 << 25
 """Rows go through the head in chunks of about this many logits."""
 
+LOGITS_IN_CACHE = 1 << 19
+"""The same on a CPU."""
+
+ROWS_AT_LEAST = 64
+"""Rows of a chunk are a multiple of this."""
+
 
 @dataclass(frozen=True, slots=True)
 class State:
@@ -194,9 +200,8 @@ def step(model: LanguageModel, state: State) -> tuple[State, StepEvents]:
     slots = state.slots
     if slots is None:
         raise ValueError("no request is running")
-    canvas_SCD = _embed(model, slots)
-    hidden_SCD = slots.context.hidden(canvas_SCD)
-    ids_BC, log_odds_BC = _predict(model, slots, hidden_SCD, state.noise)
+    hidden_SCD = slots.context.hidden(_with_twins(slots))
+    ids_BC, log_odds_BC = _predict(slots, hidden_SCD, state.noise)
     score_BC = _score(slots, log_odds_BC, state.noise)
     canvas, written = ops.refine_canvas(slots.plan, slots.canvas, ids_BC, score_BC, log_odds_BC)
     wrote_BC = written.revealed_BC | written.revised_BC
@@ -213,17 +218,13 @@ def step(model: LanguageModel, state: State) -> tuple[State, StepEvents]:
     return moved, events
 
 
-def _embed(model: LanguageModel, slots: Slots) -> Tensor:
-    """Canvas embeddings, [S, C, D]: the guided requests' rows a second time at the end."""
-    canvas_BCD = model.model.embed_tokens(slots.canvas.ids_BC)
-    if not slots.guided:
-        return canvas_BCD  # type: ignore[no-any-return]
-    return torch.cat((canvas_BCD, canvas_BCD[: slots.guided]))
+def _with_twins(slots: Slots) -> Tensor:
+    """Canvases, [S, C]: the guided requests' a second time at the end."""
+    ids_BC = slots.canvas.ids_BC
+    return torch.cat((ids_BC, ids_BC[: slots.guided])) if slots.guided else ids_BC
 
 
-def _predict(
-    model: LanguageModel, slots: Slots, hidden_SCD: Tensor, noise: Noise
-) -> tuple[Tensor, Tensor]:
+def _predict(slots: Slots, hidden_SCD: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
     """Predicted ids and their log-odds, [B, C] each.
 
     Only a chunk of rows has logits at any time, and nothing as large is made beside them.
@@ -236,10 +237,10 @@ def _predict(
     # A caption must not contain the mask token; officially it may.
     avoid_T = (~slots.plan.official_B).repeat_interleave(columns)
     parts = []
-    for first, last, guided, hot in _chunks(slots, columns, model.model.config.vocab_size):
-        logits_TV = model.logits(hidden_TD[first:last])
+    for first, last, guided, hot in _chunks(slots, columns):
+        logits_TV = slots.context.logits(hidden_TD[first:last])
         if guided:
-            without_TV = model.logits(twin_TD[first:last])
+            without_TV = slots.context.logits(twin_TD[first:last])
             scale_T1 = slots.cfg_B.repeat_interleave(columns)[first:last, None] + 1
             logits_TV = without_TV + scale_T1 * (logits_TV - without_TV)
         # Half-precision logits are widened before they are compared and summed.
@@ -283,14 +284,16 @@ def _places(slots: Slots, columns: int) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-def _chunks(slots: Slots, columns: int, vocabulary: int) -> Iterator[tuple[int, int, bool, bool]]:
+def _chunks(slots: Slots, columns: int) -> Iterator[tuple[int, int, bool, bool]]:
     """First and last row of each chunk, and whether its rows are guided and have temperature.
 
     Slots of a kind lie side by side, so that rows of other kinds do not pay for them.
     """
     kinds = [(one.cfg_scale > 0, one.temperature > 0) for one in slots.settings]
     edges = [i for i in range(len(kinds)) if i == 0 or kinds[i] != kinds[i - 1]]
-    size = max(1, LOGITS_AT_ONCE // vocabulary)
+    embedding_VD = slots.context.embedding_VD
+    most = LOGITS_IN_CACHE if embedding_VD.device.type == "cpu" else LOGITS_AT_ONCE
+    size = max(ROWS_AT_LEAST, most // len(embedding_VD) // ROWS_AT_LEAST * ROWS_AT_LEAST)
     for begin, end in pairwise([*edges, len(kinds)]):
         for first in range(begin * columns, end * columns, size):
             yield first, min(first + size, end * columns), *kinds[begin]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from rediff_model.config import ModelConfig
 
@@ -103,6 +103,18 @@ class SamplerSettings:
         if not explicit.keys().isdisjoint(("steps", "tokens_per_step")):
             preset = replace(preset, steps=None, tokens_per_step=None)
         return replace(preset, **explicit)
+
+    def in_blocks(self, lengths: Sequence[int]) -> SamplerSettings:
+        """With the block length that a checkpoint prefers, `ModelConfig.block_lengths`.
+
+        Only if these settings leave it open: no block length, no number of steps, no draft; and
+        if it divides the canvas.
+        """
+        place = (self.tokens_per_step or DEFAULT_TOKENS_PER_STEP) - 1
+        open_ = self.block_length is None and self.steps is None and self.draft is None
+        if not open_ or place >= len(lengths) or self.canvas_length % lengths[place]:
+            return self
+        return replace(self, block_length=lengths[place])
 
     def __post_init__(self) -> None:
         self._check_lengths()

@@ -127,6 +127,8 @@ def evaluate_split(
 ) -> tuple[list[Row], list[Scene]]:
     """One row a way of decoding, on the scenes that `rediff data scenes` writes for the seed.
 
+    `block_length` None is the checkpoint's default.
+
     Raises:
         ValueError: an unknown split, a count below 1, or no way of decoding.
     """
@@ -149,7 +151,7 @@ def evaluate_split(
                 block_length=block_length,
                 tokens_per_step=tokens,
                 refine=revise,
-            ),
+            ).in_blocks(captioner.config.block_lengths),
             on_captions,
         )
         for tokens in tokens_per_step

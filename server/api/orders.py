@@ -64,7 +64,10 @@ class Orders:
                 f"timeout_seconds must be above 0 and at most {config.max_request_timeout:g}",
                 param="timeout_seconds",
             )
-        settings = sampling.resolve(self._service.model.canvas_length, config.max_canvas, prefix)
+        model = self._service.model
+        settings = sampling.resolve(model.canvas_length, config.max_canvas, prefix)
+        if draft is None:
+            settings = settings.in_blocks(model.block_lengths)
 
         def image() -> Image.Image:
             return decode_image(picture(self._fetch), self._limits)

@@ -132,6 +132,7 @@ def operation_routes(service: Service) -> APIRouter:
                 "dtype": model.dtype,
                 "parameters": model.parameters,
                 "canvas_length": model.canvas_length,
+                "block_lengths": list(model.block_lengths),
             }
         return answer
 

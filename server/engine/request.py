@@ -30,6 +30,8 @@ class ModelInfo:
     """Keys and values of one prompt or canvas row over all layers."""
     request_rows: int = 0
     """Prompt and canvas rows of a request that leaves everything at its default."""
+    block_lengths: tuple[int, ...] = ()
+    """Length of a block by default, see `ModelConfig.block_lengths`."""
     free_bytes: int | None = None
     """Memory that keys and values may take; None when it is not known."""
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rediff_model.config import ModelConfig
+from rediff_model.config import ConfigError, ModelConfig
 from rediff_model.settings import PRESETS, SamplerSettings, SettingsError, TokenIds
 
 
@@ -125,3 +125,31 @@ def test_explicit_fields_override_the_preset() -> None:
         SamplerSettings.from_preset("fast", {})
     with pytest.raises(SettingsError, match="top_k is no sampler setting"):
         SamplerSettings.from_preset("rediff", {"top_k": 3})
+
+
+@pytest.mark.parametrize(
+    ("fields", "block"),
+    [
+        ({"tokens_per_step": 1}, 8),
+        ({"tokens_per_step": 2}, 32),
+        ({"tokens_per_step": 3}, 128),
+        ({}, 128),
+        ({"tokens_per_step": 1, "block_length": 128}, 128),
+        ({"tokens_per_step": 1, "block_length": 64}, 64),
+        ({"steps": 128}, 128),
+        ({"tokens_per_step": 1, "draft": (5, 6)}, 128),
+        ({"tokens_per_step": 1, "canvas_length": 100}, 100),
+        ({"tokens_per_step": 1, "canvas_length": 96}, 8),
+    ],
+)
+def test_a_checkpoint_s_block_length_holds_where_the_settings_leave_it_open(
+    fields: dict[str, Any], block: int
+) -> None:
+    assert SamplerSettings(**fields).in_blocks((8, 32)).block == block
+
+
+def test_a_configuration_s_block_lengths_must_divide_its_canvas() -> None:
+    config = ModelConfig(block_lengths=(8, 64))
+    assert ModelConfig.from_json(config.to_json()) == config
+    with pytest.raises(ConfigError, match="got 48"):
+        ModelConfig(block_lengths=(8, 48))
