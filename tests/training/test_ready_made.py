@@ -14,6 +14,8 @@ from training.stage2 import SceneCorrection
 FOLDER = Path(__file__).parents[2] / "training" / "configs"
 KINDS: dict[str, type[Training]] = {
     "embedded-cpu": SceneTraining,
+    "embedded-cpu-2": SceneTraining,
+    "embedded-cpu-3": SceneTraining,
     "embedded-gpu": SceneTraining,
     "embedded-stage2-cpu": SceneCorrection,
     "embedded-stage2-gpu": SceneCorrection,
