@@ -4,16 +4,15 @@ Heavy imports stand inside the commands, so that `rediff --help` answers at once
 """
 
 # Annotations are not postponed here: typer reads them at run time.
-import json
 import os
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from typer.exceptions import TyperException
 
 from server import __version__
+from server.commands.caption import caption
 from server.commands.data import data
 from server.commands.evaluate import evaluate, experiment
 from server.commands.options import (
@@ -27,16 +26,13 @@ from server.commands.options import (
     Model,
     Revision,
     Threads,
+    load_runner,
     read_settings,
     setting,
     settings_list,
 )
 from server.commands.tools import bench, doctor
 from server.commands.train import train
-
-if TYPE_CHECKING:
-    from server.engine.request import Runner
-    from server.settings import Settings
 
 app = typer.Typer(
     help="Captions from a refining masked-diffusion model.",
@@ -46,6 +42,7 @@ app = typer.Typer(
 app.add_typer(data, name="data")
 app.add_typer(train, name="train")
 app.add_typer(bench, name="bench")
+app.command()(caption)
 app.command()(evaluate)
 app.command()(experiment)
 app.command()(doctor)
@@ -101,7 +98,7 @@ def serve(
         setting("what fits", "Prompt and canvas rows that run at a time.", "max_rows", "INTEGER"),
     ] = None,
     max_prefill_rows: Annotated[
-        str | None, setting(4096, "Prompt rows that join in one step.", "max_prefill_rows")
+        str | None, setting(1024, "Prompt rows that join in one step.", "max_prefill_rows")
     ] = None,
     prefix_refresh_interval: Annotated[
         str | None,
@@ -214,76 +211,6 @@ def serve(
     if clash := foreign_kernels():
         raise CommandError(clash)
     try:
-        run(settings, lambda: _load(settings))
+        run(settings, lambda: load_runner(settings))
     except CannotServe as error:
         raise CommandError(str(error)) from None
-
-
-@app.command()
-def caption(
-    files: Annotated[list[Path], typer.Argument(help="JPEG, PNG or WEBP files.", metavar="FILE")],
-    model: Model = None,
-    revision: Revision = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    threads: Threads = None,
-    max_batch: MaxBatch = None,
-    max_image_bytes: MaxImageBytes = None,
-    max_image_pixels: MaxImagePixels = None,
-    max_image_side: MaxImageSide = None,
-    prompt: Annotated[
-        str | None, typer.Option(envvar="REDIFF_PROMPT", help="The question.")
-    ] = None,
-    preset: Annotated[
-        str, typer.Option(envvar="REDIFF_PRESET", help="rediff, mask or adaptive.")
-    ] = "rediff",
-    tokens_per_step: Annotated[
-        int | None, typer.Option(envvar="REDIFF_TOKENS_PER_STEP", help="Tokens revealed a step.")
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option(envvar="REDIFF_STEPS", help="Steps, for --tokens-per-step.")
-    ] = None,
-    canvas_length: Annotated[
-        int | None, typer.Option(envvar="REDIFF_CANVAS_LENGTH", help="Most tokens.")
-    ] = None,
-    refine: Annotated[
-        bool | None, typer.Option(envvar="REDIFF_REFINE", help="Revise revealed tokens.")
-    ] = None,
-    temperature: Annotated[
-        float | None, typer.Option(envvar="REDIFF_TEMPERATURE", help="0 is greedy.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(envvar="REDIFF_SEED", help="Repeats chance.")] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", envvar="REDIFF_JSON", help="One JSON object a file.")
-    ] = False,
-) -> None:
-    """Print a caption of each file, without a server.
-
-    Of one file the caption alone, of several `FILE: caption`. A file that cannot be read is told
-    on stderr, and the exit status is 1.
-    """
-    given = dict(locals())
-    settings = read_settings(given)
-    from server.offline import CannotCaption, Captions
-
-    try:
-        captions = Captions.open(lambda: _load(settings), settings, given, prompt)
-    except CannotCaption as error:
-        raise CommandError(str(error)) from None
-    failed = False
-    for result in captions.of(files):
-        failed |= result.generation is None
-        if as_json:
-            typer.echo(json.dumps(result.row(), ensure_ascii=False))
-        elif result.generation is None:
-            typer.echo(f"rediff: {result.path}: {result.error}", err=True)
-        else:
-            typer.echo(result.text if len(files) == 1 else f"{result.path}: {result.text}")
-    raise typer.Exit(int(failed))
-
-
-def _load(settings: "Settings") -> "Runner":
-    """Runs in the engine's thread when serving: torch is imported here."""
-    from server.engine.runner import SamplerRunner
-
-    return SamplerRunner.load(settings.engine())

@@ -28,6 +28,64 @@ class CannotCaption(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Order:
+    """What is asked of every picture, checked as far as it can be without the model."""
+
+    prompt: str | None
+    """The question; None is the default one."""
+    options: SamplingOptions
+    max_new_tokens: int | None
+    max_canvas: int
+    max_prompt_tokens: int
+
+    @classmethod
+    def read(cls, settings: Settings, given: Mapping[str, Any], prompt: str | None) -> Self:
+        """The order of a command line; `given` may hold other options than those of the sampler.
+
+        Raises:
+            CannotCaption: an option cannot be used.
+        """
+        if prompt is not None and len(prompt) > settings.max_prompt_characters:
+            raise CannotCaption(
+                f"prompt has {len(prompt)} characters, the limit is "
+                f"{settings.max_prompt_characters}"
+            )
+        most = given.get("max_new_tokens")
+        if most is not None and given.get("canvas_length") is not None:
+            raise CannotCaption("--max-new-tokens and --canvas-length are the same: give one")
+        names = given.keys() & SamplingOptions.model_fields
+        try:
+            options = SamplingOptions.model_validate({name: given[name] for name in names})
+            # So that a typing error does not cost the time of loading the model.
+            options.resolve(settings.max_canvas, settings.max_canvas)
+        except ValidationError as error:
+            raise CannotCaption(BadBody.of(error).message) from None
+        except ServeError as error:
+            raise CannotCaption(str(error)) from None
+        question = prompt if prompt and prompt.strip() else None
+        return cls(question, options, most, settings.max_canvas, settings.max_prompt_tokens)
+
+    def fit(self, runner: Runner) -> SamplerSettings:
+        """The sampler's settings for a model.
+
+        Raises:
+            CannotCaption: they do not fit it, or the prompt has too many tokens.
+        """
+        count = 0 if self.prompt is None else len(runner.encode(self.prompt))
+        if count > self.max_prompt_tokens:
+            raise CannotCaption(f"prompt has {count} tokens, the limit is {self.max_prompt_tokens}")
+        canvas = runner.info.canvas_length
+        if self.max_new_tokens is not None:
+            # As of a chat: what a model has no canvas for it does not write.
+            canvas = min(canvas, self.max_new_tokens)
+        try:
+            settings = self.options.resolve(canvas, self.max_canvas)
+        except ServeError as error:
+            raise CannotCaption(str(error)) from None
+        return settings.in_blocks(runner.info.block_lengths)
+
+
+@dataclass(frozen=True, slots=True)
 class FileCaption:
     """What became of one file: a caption, or the reason why there is none."""
 
@@ -61,44 +119,18 @@ class Captions:
     max_batch: int
 
     @classmethod
-    def open(
-        cls,
-        load: Callable[[], Runner],
-        settings: Settings,
-        sampling: Mapping[str, Any],
-        prompt: str | None,
-    ) -> Self:
-        """Load the model; `sampling` may hold other keys than those of the sampler.
+    def open(cls, load: Callable[[], Runner], settings: Settings, order: Order) -> Self:
+        """Load the model.
 
         Raises:
-            CannotCaption: an option or the model cannot be used.
+            CannotCaption: it cannot be used, or the order does not fit it.
         """
-        if prompt is not None and len(prompt) > settings.max_prompt_characters:
-            raise CannotCaption(
-                f"prompt has {len(prompt)} characters, the limit is "
-                f"{settings.max_prompt_characters}"
-            )
-        names = sampling.keys() & SamplingOptions.model_fields
         try:
-            options = SamplingOptions.model_validate({name: sampling[name] for name in names})
-            # Once before the model is loaded, so that a typing error does not cost that time.
-            options.resolve(settings.max_canvas, settings.max_canvas)
             runner = load()
-            resolved = options.resolve(runner.info.canvas_length, settings.max_canvas)
-        except ValidationError as error:
-            raise CannotCaption(BadBody.of(error).message) from None
-        except (ServeError, ValueError, OSError) as error:
+        except (ValueError, OSError) as error:
             raise CannotCaption(str(error)) from None
-        limits = ImageLimits(
-            settings.max_image_bytes, settings.max_image_pixels, settings.max_image_side
-        )
-        question = prompt if prompt and prompt.strip() else None
-        count = 0 if question is None else len(runner.encode(question))
-        if count > settings.max_prompt_tokens:
-            raise CannotCaption(
-                f"prompt has {count} tokens, the limit is {settings.max_prompt_tokens}"
-            )
-        return cls(runner, resolved, limits, question, settings.max_batch)
+        limits = image_limits(settings)
+        return cls(runner, order.fit(runner), limits, order.prompt, settings.max_batch)
 
     def of(self, paths: Sequence[Path]) -> Iterator[FileCaption]:
         """One result a file, in order; a file that cannot be read does not stop the others."""
@@ -142,3 +174,8 @@ class Captions:
         while len(captions) < len(prompts):
             captions |= batch.step().captions
         return [captions[number] for number in range(len(prompts))]
+
+
+def image_limits(settings: Settings) -> ImageLimits:
+    """What a picture may be at most."""
+    return ImageLimits(settings.max_image_bytes, settings.max_image_pixels, settings.max_image_side)

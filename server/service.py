@@ -259,6 +259,10 @@ class Service:
             return
 
     def _notice(self, state: State) -> None:
-        if state == "failed" and not self._settled.is_set():
-            self._on_load_failed()
+        if state == "failed":
+            if not self._settled.is_set():
+                self._on_load_failed()
+            # Whoever the engine held between two hands when it died was not told by it.
+            for ticket in tuple(self._tickets):
+                ticket.fail(EngineDown("the engine stopped", retry_after=RETRY_AFTER))
         self._settled.set()

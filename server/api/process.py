@@ -85,7 +85,7 @@ def run(settings: Settings, load: Callable[[], Runner]) -> None:
     """
     logs.configure(settings.log_level, settings.log_format)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    with _listen(settings.host, settings.port) as listener:
+    with listen(settings.host, settings.port) as listener:
         stopped = asyncio.run(_serve(settings, load, listener))
     if not stopped:
         # A thread is deep inside a library and the interpreter would wait for it, or crash.
@@ -147,7 +147,12 @@ def _is_loopback(host: str) -> bool:
     return ipaddress.ip_address(host).is_loopback
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        CannotServe: the address cannot be had.
+    """
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.create_server(address[:2], family=family, backlog=2048)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from server.engine.request import Runner
     from server.settings import Settings
 
 
@@ -56,3 +57,10 @@ def read_settings(given: dict[str, Any]) -> "Settings":
         return Settings.read({k: v for k, v in given.items() if k in Settings.model_fields})
     except BadSettings as error:
         raise CommandError(str(error)) from None
+
+
+def load_runner(settings: "Settings") -> "Runner":
+    """The model, ready to run; when serving, in the engine's thread. Imports torch."""
+    from server.engine.runner import SamplerRunner
+
+    return SamplerRunner.load(settings.engine())

@@ -114,17 +114,16 @@ class Engine:
             self._become("failed")
             return
         self._become("ready")
+        end: State = "closed"
         try:
             while self._has_work(loop):
                 loop.step()
-            self._become("closed")
         # The thread's last line of defence: whatever ends it must be seen from outside.
         except BaseException as error:
             logger.exception("the engine thread ended")
             self.error = error
-            self._become("failed")
-        finally:
-            loop.fail_all()
+            end = "failed"
+        self._become(end, loop.fail_all)
 
     def _has_work(self, loop: Loop) -> bool:
         """Wait until there is something to do; false when the engine closes."""
@@ -132,11 +131,15 @@ class Engine:
             self._wake.wait_for(lambda: self._closing or not loop.idle)
             return not self._closing
 
-    def _become(self, state: State) -> None:
+    def _become(self, state: State, before_told: Callable[[], None] = lambda: None) -> None:
+        """Change the state, which `submit` sees at once; then tell it."""
         with self._wake:
             self.state = state
         self._metrics.engine_up.set(state == "ready")
-        self._on_state(state)
+        try:
+            before_told()
+        finally:
+            self._on_state(state)
 
 
 def limits_of(config: EngineConfig, info: ModelInfo) -> Limits:

@@ -15,6 +15,7 @@ import pytest
 from server_fakes import DEFAULT_CAPTION, FakeRunner, png
 
 from server import __version__, cli
+from server.commands import caption
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def runner(monkeypatch: pytest.MonkeyPatch) -> FakeRunner:
     fake = FakeRunner()
-    monkeypatch.setattr(cli, "_load", lambda settings: fake)
+    monkeypatch.setattr(caption, "load_runner", lambda settings: fake)
     return fake
 
 
@@ -67,14 +68,13 @@ def test_several_files_are_named_batched_and_a_bad_one_does_not_stop_them(
 ) -> None:
     pictures[1].write_bytes(b"text")
     missing = pictures[0].with_name("missing.png")
-    files = [*pictures, missing, pictures[0].parent]
+    files = [*pictures, missing]
     assert rediff(monkeypatch, "caption", *files, "--prompt", "a pear", "--max-batch", "2") == 1
     out, err = capsys.readouterr()
     assert out == f"{pictures[0]}: a pear\n{pictures[2]}: a pear\n"
     assert err.splitlines() == [
         f"rediff: {pictures[1]}: the image must be one of JPEG, PNG, WEBP",
         f"rediff: {missing}: No such file or directory",
-        f"rediff: {pictures[0].parent}: Is a directory",
     ]
     assert runner.starts == [["a pear"], ["a pear"]]
 
@@ -171,7 +171,7 @@ def test_options_come_from_the_environment(
     [
         ([], 2, "Missing command"),
         (["wash"], 2, "No such command"),
-        (["caption"], 2, "Missing argument"),
+        (["caption"], 1, "name pictures, folders or shards"),
         (["caption", "x.png", "--steps", "many"], 2, "'--steps'"),
         (["caption", "x.png", "--steps", "0"], 1, "steps: "),
         (["caption", "x.png", "--preset", "best"], 1, "preset: "),
@@ -197,7 +197,7 @@ def test_wrong_use_is_one_line(
     def load(settings: object) -> FakeRunner:
         raise AssertionError("the model must not be loaded for a wrong option")
 
-    monkeypatch.setattr(cli, "_load", load)
+    monkeypatch.setattr(caption, "load_runner", load)
     assert rediff(monkeypatch, *arguments) == status
     out, err = capsys.readouterr()
     assert out == ""

@@ -1,0 +1,193 @@
+"""`rediff caption` on data sets and with a server: from options to a run and its exit status."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, Final
+
+import typer
+
+from server.bulk.item import BulkError
+from server.bulk.output import Doubt
+from server.bulk.printed import Printed
+from server.bulk.progress import Progress
+from server.bulk.report import Report
+from server.bulk.run import Run
+from server.bulk.shards import Shards, holds_any
+from server.bulk.sidecars import Sidecars
+from server.bulk.tables import Table, journal_of
+from server.offline import image_limits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from server.bulk.captioner import Captioner
+    from server.bulk.options import BulkOptions
+    from server.bulk.output import Output
+    from server.bulk.progress import Tally
+    from server.bulk.remote import Remote
+    from server.engine.request import Runner
+    from server.offline import Order
+    from server.settings import Settings
+
+INTERRUPTED: Final = 130
+"""As of a program that SIGINT ended."""
+
+
+def caption(
+    options: BulkOptions,
+    settings: Settings,
+    order: Order,
+    load: Callable[[], Runner],
+    key: str | None,
+    *,
+    as_json: bool,
+) -> int:
+    """Caption what the options name and return the exit status. `key` is for a server.
+
+    Raises:
+        BulkError: the run cannot start or go on. What is done is kept.
+    """
+    options.inputs.check()
+    try:
+        if _is_complete(options):
+            _say(f"{options.out} is there already: --overwrite replaces it")
+            return 0
+        with ExitStack() as stack:
+            remote = None
+            if options.base_url is not None:
+                remote = _remote(options, options.base_url, settings, order, key)
+                stack.callback(remote.close)
+            model = settings.model if remote is None else remote.model
+            # Before a model is loaded: much that can be wrong with an output is seen here.
+            output = _output(options, settings, _head(options, order, model), as_json=as_json)
+            stack.callback(output.close)
+            captioner: Captioner = remote or _local(options, settings, order, load)
+            stack.callback(captioner.close)
+            return _run(options, captioner, output)
+    except KeyboardInterrupt:
+        _say("stopped; what is done is kept")
+        return INTERRUPTED
+    except OSError as error:
+        raise BulkError(str(error)) from None
+
+
+def _run(options: BulkOptions, captioner: Captioner, output: Output) -> int:
+    """The run itself, with its bar and its report."""
+    with ExitStack() as stack:
+        inputs = options.inputs
+        progress = Progress(inputs.count, shown=options.progress)
+        stack.callback(progress.close)
+        report = None
+        if options.report is not None:
+            report = Report(options.report)
+            stack.callback(report.close)
+
+        def failed(name: str, source: str, reason: str) -> None:
+            if report is None:
+                progress.tell(f"rediff: {source}: {reason}")
+            else:
+                report.add(name, source, reason)
+
+        doubt = Doubt(options.min_confidence)
+        run = Run(captioner, output, options.wording, doubt, failed, progress.show)
+        seconds = run.all(inputs)
+    if options.writes:
+        _say(_summary(run.tally, seconds, options))
+    failing = options.strict or not options.writes
+    return int(failing and run.tally.failed > 0)
+
+
+def _remote(
+    options: BulkOptions, base_url: str, settings: Settings, order: Order, key: str | None
+) -> Remote:
+    # Only then is an HTTP client needed.
+    from server.bulk.remote import Remote
+
+    return Remote.open(
+        base_url, key, order, settings.max_image_bytes, options.concurrency, options.retries
+    )
+
+
+def _local(
+    options: BulkOptions, settings: Settings, order: Order, load: Callable[[], Runner]
+) -> Captioner:
+    from server.bulk.local import Local
+
+    limits = image_limits(settings)
+    return Local.open(load, settings.engine(), order, limits, options.workers)
+
+
+def _is_complete(options: BulkOptions) -> bool:
+    """Whether an earlier run has written the output to its end.
+
+    Raises:
+        BulkError: something is there that the options do not say what to do with.
+    """
+    out = options.out
+    if not options.writes or out is None or options.overwrite or options.format == "txt":
+        return False
+    if options.format == "webdataset":
+        for folder in (out, options.doubtful_out):
+            if folder is not None and holds_any(folder) and not options.resume:
+                raise BulkError(
+                    f"{folder} holds shards: --resume goes on, --overwrite replaces them"
+                )
+        return False
+    if journal_of(out).exists():
+        if not options.resume:
+            raise BulkError(
+                f"{journal_of(out)} is of a run that was stopped: --resume goes on, "
+                "--overwrite begins anew"
+            )
+        return False
+    if out.exists():
+        return True
+    doubtful = options.doubtful_out
+    if doubtful is not None and doubtful.exists():
+        raise BulkError(f"{doubtful} is there already: --overwrite replaces it")
+    return False
+
+
+def _output(
+    options: BulkOptions, settings: Settings, head: dict[str, Any], *, as_json: bool
+) -> Output:
+    doubt, doubtful, anew = Doubt(options.min_confidence), options.doubtful_out, options.overwrite
+    if not options.writes:
+        return Printed(typer.echo, alone=len(options.files) == 1, as_json=as_json)
+    if options.format == "txt":
+        return Sidecars(options.out, doubtful, doubt, overwrite=anew)
+    assert options.out is not None
+    if options.format == "webdataset":
+        return Shards(
+            options.out,
+            doubtful,
+            doubt,
+            options.shard_size,
+            settings.max_image_bytes,
+            anew=anew,
+        )
+    return Table(options.out, doubtful, doubt, options.format, head, anew=anew)
+
+
+def _head(options: BulkOptions, order: Order, model: str) -> dict[str, Any]:
+    """What captions depend on: a run that goes on must have the same."""
+    return {
+        "model": model,
+        "prompt": order.prompt,
+        "sampling": order.options.model_dump(exclude_none=True),
+        "max_new_tokens": order.max_new_tokens,
+        "wording": [options.trigger, options.prepend, options.append],
+    }
+
+
+def _summary(tally: Tally, seconds: float, options: BulkOptions) -> str:
+    parts = [f"{tally.captions} captions"]
+    if options.min_confidence is not None:
+        parts.append(f"{tally.doubtful} of them doubtful")
+    parts += [f"{tally.skipped} skipped", f"{tally.failed} failed"]
+    return f"{', '.join(parts)}; {tally.captions / max(seconds, 1e-9):.2f} captions/s"
+
+
+def _say(line: str) -> None:
+    typer.echo(f"rediff: {line}", err=True)

@@ -1,0 +1,151 @@
+"""What `rediff caption` was told about a data set, checked."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from server.bulk.inputs import Inputs, Naming, is_data_set
+from server.bulk.item import BulkError, Wording
+from server.bulk.tables import TableFormat
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Format = Literal["txt", "webdataset", TableFormat]
+
+
+def _workers() -> int:
+    """One processor is left to the engine's thread."""
+    return max(1, min(8, len(os.sched_getaffinity(0)) - 1))
+
+
+class BulkOptions(BaseModel):
+    """Inputs, outputs and manners of a run; fields are the command's options."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    files: tuple[Path, ...] = ()
+    lists: tuple[Path, ...] = ()
+    recursive: bool = False
+    globs: tuple[str, ...] = ()
+    naming: Naming = "path"
+    image_column: str = "image"
+    id_column: str | None = None
+    out: Path | None = None
+    output_format: Format | None = None
+    shard_size: int = Field(1000, ge=1)
+    min_confidence: Annotated[float, Field(ge=0, le=1)] | None = None
+    doubtful: Path | None = None
+    report: Path | None = None
+    strict: bool = False
+    overwrite: bool = False
+    resume: bool = False
+    progress: bool | None = None
+    workers: int = Field(default_factory=_workers, ge=1, le=256)
+    prepend: str = ""
+    append: str = ""
+    trigger: str = ""
+    base_url: str | None = None
+    concurrency: int = Field(16, ge=1, le=4096)
+    retries: int = Field(8, ge=0, le=1000)
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any]) -> Self:
+        """The options of a command line, None standing for what was not given.
+
+        Raises:
+            BulkError: a value that cannot be used, or options that exclude each other.
+        """
+        try:
+            options = cls.model_validate(
+                {name: value for name, value in given.items() if value is not None}
+            )
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = str(first["loc"][0])
+            name = {"naming": "id", "output_format": "format"}.get(field, field).replace("_", "-")
+            raise BulkError(f"--{name}: {first['msg']}, got {first['input']!r}") from None
+        options._check()
+        return options
+
+    @field_validator("prepend", "append", "trigger")
+    @classmethod
+    def _is_text(cls, value: str) -> str:
+        value.encode()
+        return value
+
+    @property
+    def writes(self) -> bool:
+        """Whether captions go to files rather than being printed."""
+        return (
+            any(is_data_set(path) for path in self.files)
+            or bool(self.lists)
+            or self.out is not None
+            or self.output_format is not None
+        )
+
+    @property
+    def format(self) -> Format:
+        """The given one, else that of the suffix of `out`, else sidecars."""
+        if self.output_format is not None:
+            return self.output_format
+        suffix = "" if self.out is None else self.out.suffix.lower().removeprefix(".")
+        return next((one for one in get_args(TableFormat) if one == suffix), "txt")
+
+    @property
+    def doubtful_out(self) -> Path | None:
+        """Where doubtful captions go; None: nowhere, or beside the others."""
+        if self.doubtful is not None or self.min_confidence is None or self.out is None:
+            return self.doubtful
+        if self.format == "txt":
+            return None
+        if self.format == "webdataset":
+            return self.out.with_name(f"{self.out.name}.doubtful")
+        return self.out.with_name(f"{self.out.stem}.doubtful{self.out.suffix}")
+
+    @property
+    def inputs(self) -> Inputs:
+        return Inputs(
+            self.files,
+            self.lists,
+            self.recursive,
+            self.globs,
+            self.naming,
+            self.image_column,
+            self.id_column,
+        )
+
+    @property
+    def wording(self) -> Wording:
+        return Wording(self.prepend, self.append, self.trigger)
+
+    def _check(self) -> None:
+        if not self.files and not self.lists:
+            raise BulkError("name pictures, folders or shards, or a file of paths with --list")
+        if self.overwrite and self.resume:
+            raise BulkError("--overwrite begins anew, --resume does not: give one")
+        if not self.writes:
+            for name in ("overwrite", "resume", "min_confidence", "doubtful", "report"):
+                if getattr(self, name):
+                    raise BulkError(
+                        f"--{name.replace('_', '-')} is for captions that are written: "
+                        "say where with --out or --format"
+                    )
+            return
+        if self.format != "txt" and self.out is None:
+            raise BulkError(f"--format {self.format} needs --out")
+        if self.doubtful is not None and self.min_confidence is None:
+            raise BulkError("--doubtful needs --min-confidence")
+        if self.out is not None and self.out in (self.doubtful_out, self.report):
+            raise BulkError(f"{self.out} cannot take two outputs")
+        for folder in (self.out, self.doubtful):
+            if self.format in ("txt", "webdataset") and folder is not None and folder.is_file():
+                raise BulkError(f"{folder} is a file, and --format {self.format} needs a folder")
+        if self.format in get_args(TableFormat):
+            for path in (self.out, self.doubtful):
+                if path is not None and path.is_dir():
+                    raise BulkError(f"{path} is a folder, and --format {self.format} needs a file")

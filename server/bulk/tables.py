@@ -1,0 +1,132 @@
+"""Captions in one file: jsonl, json, csv or parquet, made from the journal at the end."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from itertools import islice
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal
+
+from server.bulk import arrow
+from server.bulk.atomic import replacing, sweep
+from server.bulk.journal import Journal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+    from server.bulk.item import Captioned, Item
+    from server.bulk.output import Doubt
+
+TableFormat = Literal["jsonl", "json", "csv", "parquet"]
+
+COLUMNS: Final = ("id", "source", "caption", "confidence", "revisions", "steps", "finish_reason")
+_ROW_GROUP: Final = 10_000
+
+
+def journal_of(path: Path) -> Path:
+    """Where the rows of an output are kept until it is written."""
+    return path.with_name(path.name + ".journal")
+
+
+class Table:
+    """One output file, and one more for doubtful captions. Both appear at the end."""
+
+    def __init__(
+        self,
+        path: Path,
+        doubtful: Path | None,
+        doubt: Doubt,
+        table_format: TableFormat,
+        head: Mapping[str, Any],
+        *,
+        anew: bool,
+    ) -> None:
+        """`head` is what the journal is checked against.
+
+        Raises:
+            BulkError: the journal is in use or of another run, or pyarrow is not there.
+        """
+        if table_format == "parquet":
+            arrow.load()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        self._doubtful = doubtful
+        self._doubt = doubt
+        self._format = table_format
+        self._names: dict[str, str] = {}
+        self._journal = Journal(journal_of(path), head, anew=anew)
+        sweep(path.parent)
+
+    def refuses(self, item: Item) -> str | None:
+        if self._format != "json":
+            return None
+        # Only there a name stands for the picture, and a second one would replace the first.
+        owner = self._names.setdefault(item.name, item.identity)
+        return None if owner == item.identity else f"its id {item.name} is that of {owner}"
+
+    def holds(self, item: Item) -> bool:
+        return item.identity in self._journal.sources
+
+    def add(self, item: Item, caption: Captioned) -> None:
+        self._journal.append(caption.row(item))
+
+    def finish(self) -> None:
+        """Write the files; the journal goes only when they are all there."""
+        if self._doubtful is not None:
+            self._doubtful.parent.mkdir(parents=True, exist_ok=True)
+            self._write(self._doubtful, lambda row: self._doubt(row["confidence"]))
+        self._write(self._path, lambda row: not self._doubt(row["confidence"]))
+        self._journal.remove()
+
+    def close(self) -> None:
+        self._journal.close()
+
+    def _write(self, path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
+        rows = ({name: _clean(row[name]) for name in COLUMNS} for row in self._journal.rows())
+        with replacing(path) as stream:
+            _WRITERS[self._format]((row for row in rows if wanted(row)), stream)
+
+
+def _clean(value: Any) -> Any:
+    """A file name that is no UTF-8 with marks for the bytes that are none."""
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+
+
+def _jsonl(rows: Iterator[dict[str, Any]], stream: BinaryIO) -> None:
+    for row in rows:
+        stream.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+
+
+def _json(rows: Iterator[dict[str, Any]], stream: BinaryIO) -> None:
+    lead = "{"
+    for row in rows:
+        name, caption = (json.dumps(row[key], ensure_ascii=False) for key in ("id", "caption"))
+        stream.write(f"{lead}\n  {name}: {caption}".encode())
+        lead = ","
+    stream.write(b"{}\n" if lead == "{" else b"\n}\n")
+
+
+def _csv(rows: Iterator[dict[str, Any]], stream: BinaryIO) -> None:
+    text = io.TextIOWrapper(stream, encoding="utf-8", newline="")
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    text.detach()
+
+
+def _parquet(rows: Iterator[dict[str, Any]], stream: BinaryIO) -> None:
+    pyarrow, parquet = arrow.load()
+    kinds = {
+        "confidence": pyarrow.float64(),
+        "revisions": pyarrow.int32(),
+        "steps": pyarrow.int32(),
+    }
+    schema = pyarrow.schema([(name, kinds.get(name, pyarrow.string())) for name in COLUMNS])
+    with parquet.ParquetWriter(stream, schema) as writer:
+        while part := list(islice(rows, _ROW_GROUP)):
+            writer.write_table(pyarrow.Table.from_pylist(part, schema))
+
+
+_WRITERS: Final = {"jsonl": _jsonl, "json": _json, "csv": _csv, "parquet": _parquet}

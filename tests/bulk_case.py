@@ -1,0 +1,106 @@
+"""Data sets of a few small pictures, and a captioner that knows every caption beforehand."""
+
+from __future__ import annotations
+
+import tarfile
+from dataclasses import dataclass, field
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from server.bulk.item import BulkError, Captioned, Item, Unreadable, Wording
+from server.bulk.output import Doubt
+from server.bulk.pictures import PictureError
+from server.bulk.run import Run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+    from server.bulk.captioner import Captioner
+    from server.bulk.output import Output
+    from server.bulk.progress import Tally
+
+
+def png(shade: int) -> bytes:
+    """A picture that is told from others by its grey."""
+    buffer = BytesIO()
+    Image.new("RGB", (6, 4), (shade, shade, shade)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_pictures(folder: Path, names: Iterable[str]) -> list[Path]:
+    """A picture of its own for each name."""
+    paths = [folder / name for name in names]
+    for shade, path in enumerate(paths):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(shade))
+    return paths
+
+
+def write_tar(path: Path, members: Mapping[str, bytes]) -> None:
+    with tarfile.open(path, "w") as archive:
+        for name, content in members.items():
+            header = tarfile.TarInfo(name)
+            header.size = len(content)
+            archive.addfile(header, BytesIO(content))
+
+
+def item(path: Path) -> Item:
+    return Item(str(path), path.name, path.stem, path.suffix)
+
+
+def captioned(name: str) -> Captioned:
+    """What `KnownCaptioner` says of a picture; names with "dim" are doubtful."""
+    confidence = 0.25 if "dim" in name else 0.75
+    return Captioned(f"caption of {name}", confidence, 1, 2, "stop")
+
+
+@dataclass
+class KnownCaptioner:
+    """Gives results in the reverse order of each window; names with "bad" fail."""
+
+    window: int = 3
+    stops_after: int | None = None
+    """Results until there are no more."""
+    waiting: list[tuple[int, Item]] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
+
+    def submit(self, number: int, item: Item) -> None:
+        self.waiting.append((number, item))
+        self.asked.append(item.name)
+
+    def take(self) -> tuple[int, Captioned | PictureError]:
+        if self.stops_after is not None:
+            if self.stops_after == 0:
+                raise BulkError("the engine ended")
+            self.stops_after -= 1
+        number, asked = self.waiting.pop()
+        if "bad" in asked.name:
+            return number, PictureError("it is bad")
+        return number, captioned(asked.name)
+
+    def close(self) -> None:
+        self.waiting.clear()
+
+
+def run_over(
+    inputs: Iterable[Item | Unreadable],
+    output: Output,
+    captioner: Captioner | None = None,
+    min_confidence: float | None = None,
+) -> tuple[Tally, list[tuple[str, str, str]]]:
+    """A whole run; what became of the pictures, and the failures."""
+    failures: list[tuple[str, str, str]] = []
+    run = Run(
+        captioner or KnownCaptioner(),
+        output,
+        Wording(),
+        Doubt(min_confidence),
+        lambda *failure: failures.append(failure),
+        lambda tally, advanced: None,
+    )
+    run.all(inputs)
+    output.close()
+    return run.tally, failures

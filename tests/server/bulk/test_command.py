@@ -1,0 +1,220 @@
+"""`rediff caption` on data sets: what is written where, what is told, and the exit status."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from bulk_case import write_pictures, write_tar
+from server_fakes import DEFAULT_CAPTION, FakeRunner, png
+from server_wire import serving
+
+from server import cli
+from server.bulk.tables import journal_of
+from server.commands import caption
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TEXT = DEFAULT_CAPTION + "\n"
+
+
+class Command:
+    """The command line with a fake model."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self.runner = FakeRunner()
+        self.loads = 0
+        self._monkeypatch = monkeypatch
+        self._capsys = capsys
+        monkeypatch.setattr(caption, "load_runner", lambda settings: self._load())
+        monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+
+    def _load(self) -> FakeRunner:
+        self.loads += 1
+        return self.runner
+
+    def __call__(self, *arguments: str | Path) -> tuple[int, str, str]:
+        """Exit status, stdout and stderr."""
+        words = ["rediff", "caption", "--workers", "1", *map(str, arguments)]
+        self._monkeypatch.setattr(sys, "argv", words)
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        assert isinstance(caught.value.code, int)
+        out, err = self._capsys.readouterr()
+        return caught.value.code, out, err
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    return Command(monkeypatch, capsys)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_pictures(tmp_path / "set", ["a.png", "in/b.png"])
+    (tmp_path / "set" / "z.png").write_bytes(b"no picture")
+    return tmp_path / "set"
+
+
+def test_a_folder_is_written_beside_its_pictures(command: Command, folder: Path) -> None:
+    status, out, err = command(folder, "--recursive", "--prompt", "a pear", "--trigger", "TOK")
+    assert (status, out) == (0, "")
+    first, last = err.splitlines()
+    assert first == f"rediff: {folder / 'z.png'}: the image must be one of JPEG, PNG, WEBP"
+    assert last.startswith("rediff: 2 captions, 0 skipped, 1 failed; ")
+    assert (folder / "a.txt").read_text() == "TOK, a pear\n"
+    assert (folder / "in" / "b.txt").read_text() == "TOK, a pear\n"
+    status, _, err = command(folder, "--recursive", "--strict")
+    assert status == 1
+    assert "0 captions, 2 skipped, 1 failed" in err
+
+
+def test_files_are_written_when_it_is_said_where(command: Command, folder: Path) -> None:
+    status, out, _ = command(folder / "a.png", "--out", folder / "texts", "--append", ".")
+    assert (status, out) == (0, "")
+    assert (folder / "texts" / "a.txt").read_text() == DEFAULT_CAPTION + ".\n"
+
+
+def test_a_list_and_a_shard_go_to_one_table(command: Command, folder: Path) -> None:
+    shard, listing = folder / "s.tar", folder / "list"
+    write_tar(shard, {"x.png": png(), "x.txt": b"old"})
+    listing.write_text(f"{folder / 'a.png'}\n")
+    out = folder / "out.jsonl"
+    assert command(shard, "--list", listing, "--out", out, "--id", "stem")[0] == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["id"] for row in rows] == ["x", "a"]
+    assert rows[0]["source"] == f"{shard}#x.png"
+    assert {row["caption"] for row in rows} == {DEFAULT_CAPTION}
+
+
+def test_failures_go_to_the_report(command: Command, folder: Path) -> None:
+    report = folder / "deep" / "report.jsonl"
+    status, _, err = command(folder, "--report", report)
+    assert status == 0
+    assert err.count("\n") == 1
+    assert [json.loads(line) for line in report.read_text().splitlines()] == [
+        {
+            "id": "z.png",
+            "source": str(folder / "z.png"),
+            "reason": "the image must be one of JPEG, PNG, WEBP",
+        }
+    ]
+    assert sorted(path.name for path in report.parent.iterdir()) == ["report.jsonl"]
+
+
+def test_doubtful_captions_are_diverted(command: Command, folder: Path) -> None:
+    out = folder / "out.csv"
+    _, _, err = command(folder, "--out", out, "--min-confidence", "0.6")
+    assert "1 captions, 1 of them doubtful" in err
+    assert len(out.read_text().splitlines()) == 1
+    assert DEFAULT_CAPTION in (folder / "out.doubtful.csv").read_text()
+
+
+def test_what_is_complete_is_left_alone_unless_it_is_to_be_replaced(
+    command: Command, folder: Path
+) -> None:
+    out = folder / "out.json"
+    assert command(folder, "--out", out)[0] == 0
+    assert json.loads(out.read_text()) == {"a.png": DEFAULT_CAPTION}
+    for options in ([], ["--resume"]):
+        status, _, err = command(folder, "--out", out, *options)
+        assert (status, err) == (0, f"rediff: {out} is there already: --overwrite replaces it\n")
+    assert command.loads == 1
+    command(folder, "--out", out, "--overwrite", "--prompt", "pear")
+    assert json.loads(out.read_text()) == {"a.png": "pear"}
+
+
+def test_a_stopped_run_goes_on_only_when_asked_and_with_the_same_order(
+    command: Command, folder: Path
+) -> None:
+    out = folder / "out.jsonl"
+
+    def interrupted(ids: tuple[int, ...]) -> str:
+        raise KeyboardInterrupt
+
+    command.runner.decode = interrupted  # type: ignore[method-assign]
+    status, _, err = command(folder, "--out", out)
+    assert (status, err) == (130, "rediff: stopped; what is done is kept\n")
+    assert not out.exists()
+    command.runner = FakeRunner()
+    status, _, err = command(folder, "--out", out)
+    assert status == 1
+    assert err == (
+        f"rediff: {journal_of(out)} is of a run that was stopped: --resume goes on, "
+        "--overwrite begins anew\n"
+    )
+    status, _, err = command(folder, "--out", out, "--resume", "--prompt", "pear")
+    assert "was begun with prompt None, now it is 'pear'" in err
+    assert command(folder, "--out", out, "--resume")[0] == 0
+    assert DEFAULT_CAPTION in out.read_text()
+
+
+def test_shards_are_not_mixed_by_accident(command: Command, folder: Path) -> None:
+    out = ("--out", folder / "out", "--format", "webdataset")
+    assert command(folder, *out)[0] == 0
+    status, _, err = command(folder, *out)
+    assert status == 1
+    assert "holds shards: --resume goes on, --overwrite replaces them" in err
+    assert "1 skipped" in command(folder, *out, "--resume")[2]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--format", "best"], "--format: "),
+        (["--format", "jsonl"], "--format jsonl needs --out"),
+        (["--out", "{set}", "--format", "csv"], "is a folder, and --format csv needs a file"),
+        (["--out", "{set}/a.png"], "is a file, and --format txt needs a folder"),
+        (["--min-confidence", "2"], "--min-confidence: "),
+        (["--doubtful", "x"], "--doubtful needs --min-confidence"),
+        (["--overwrite", "--resume"], "give one"),
+        (["--prompt", "a", "--prompt-file", "b"], "give one"),
+        (["--prompt-file", "{set}"], "Is a directory"),
+        (["--list", "{set}/gone"], "gone: No such file"),
+        (["--workers", "0"], "--workers: "),
+        (["--base-url", "nowhere"], "--base-url must be such as"),
+        (["--edit-threshold", "3"], "edit_threshold: "),
+    ],
+)
+def test_wrong_use_is_one_line_and_loads_no_model(
+    command: Command, folder: Path, options: list[str], message: str
+) -> None:
+    status, out, err = command(folder, *(word.format(set=folder) for word in options))
+    assert (status, out, command.loads) == (1, "", 0)
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_options_of_files_to_write_are_refused_when_captions_are_printed(
+    command: Command, folder: Path
+) -> None:
+    status, _, err = command(folder / "a.png", "--report", "x")
+    assert status == 1
+    assert err.startswith("rediff: --report is for captions that are written")
+
+
+def test_the_prompt_may_come_from_a_file(command: Command, folder: Path) -> None:
+    (folder / "prompt").write_text("a green pear\n")
+    assert command(folder / "a.png", "--prompt-file", folder / "prompt", "--prepend", "> ") == (
+        0,
+        "> a green pear\n",
+        "",
+    )
+
+
+def test_a_server_does_the_same_work(
+    command: Command, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(api_keys="secret") as address:
+        server = ["--base-url", f"http://{address}"]
+        status, _, err = command(folder, *server)
+        assert status == 1
+        assert "status 401" in err
+        monkeypatch.setenv("REDIFF_API_KEY", "secret")
+        assert command(folder, *server)[0] == 0
+        assert command(folder / "a.png", *server) == (0, TEXT, "")
+    assert command.loads == 0
+    assert (folder / "a.txt").read_text() == TEXT

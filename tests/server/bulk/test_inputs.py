@@ -1,0 +1,160 @@
+"""Which pictures a data set has, in which order, and what they are called."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from bulk_case import png, write_pictures, write_tar
+
+from server.bulk.inputs import Inputs
+from server.bulk.item import BulkError, Item, Unreadable
+from server.bulk.pictures import PictureError, read
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from server.bulk.inputs import Naming
+
+
+def names(inputs: Inputs) -> list[str]:
+    return [one.name if isinstance(one, Item) else one.reason for one in inputs]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_pictures(
+        tmp_path / "set",
+        ["b.JPG", "a.png", "deep/er/e.webp", "deep/d.jpeg", "._a.png", ".hidden/h.png", "c.gif"],
+    )
+    (tmp_path / "set" / "notes.txt").write_text("no picture")
+    return tmp_path / "set"
+
+
+def test_a_folder_gives_its_pictures_in_order(folder: Path) -> None:
+    assert names(Inputs((folder,))) == ["a.png", "b.JPG"]
+    everything = Inputs((folder,), recursive=True)
+    assert names(everything) == ["a.png", "b.JPG", "deep/d.jpeg", "deep/er/e.webp"]
+    assert everything.count() == 4
+
+
+def test_patterns_replace_the_suffixes(folder: Path) -> None:
+    assert names(Inputs((folder,), globs=("*.gif", "b*"))) == ["b.JPG", "c.gif"]
+    deep = Inputs((folder,), recursive=True, globs=("deep/*.webp",))
+    assert names(deep) == ["deep/er/e.webp"]
+
+
+def test_links_to_folders_are_not_followed(folder: Path) -> None:
+    (folder / "deep" / "again").symlink_to(folder)
+    assert len(names(Inputs((folder,), recursive=True))) == 4
+
+
+@pytest.mark.parametrize(
+    ("naming", "name"), [("path", "deep/d.jpeg"), ("name", "d.jpeg"), ("stem", "d")]
+)
+def test_pictures_are_called_as_asked(folder: Path, naming: Naming, name: str) -> None:
+    inputs = Inputs((folder,), recursive=True, globs=("*.jpeg",), naming=naming)
+    (found,) = inputs
+    assert isinstance(found, Item)
+    assert (found.name, found.relative) == (name, "deep/d")
+
+
+def test_a_list_has_a_path_a_line(folder: Path) -> None:
+    listing = folder / "list"
+    listing.write_bytes(b"x/a.png\n\n/data/b c.jpg\r\n\xff.png")
+    inputs = Inputs(lists=(listing,))
+    found = [one for one in inputs if isinstance(one, Item)]
+    assert [one.source for one in found] == ["x/a.png", "/data/b c.jpg", "\udcff.png"]
+    assert [one.relative for one in found] == ["x/a", "data/b c", "\udcff"]
+    assert inputs.count() == 3
+
+
+def test_a_shard_gives_the_first_picture_of_each_sample(tmp_path: Path) -> None:
+    shard = tmp_path / "0.tar"
+    write_tar(
+        shard,
+        {
+            "0.txt": b"text",
+            "0.png": png(1),
+            "0.mask.png": png(2),
+            "in/1.v2.JPG": png(3),
+            "2.json": b"{}",
+        },
+    )
+    found = [one for one in Inputs((shard,)) if isinstance(one, Item)]
+    assert [one.name for one in found] == ["0", "in/1"]
+    assert [read(one, 1000) for one in found] == [png(1), png(3)]
+    assert [one.identity for one in found] == [f"{shard}#0.png", f"{shard}#in/1.v2.JPG"]
+    assert Inputs((shard,)).count() == 2
+
+
+@pytest.mark.parametrize("length", [0, 100, 512 + 20, 1024, 1024 + 20, 1536 + 20])
+def test_a_shard_that_was_cut_gives_what_lies_before_and_is_told(
+    tmp_path: Path, length: int
+) -> None:
+    shard = tmp_path / "0.tar"
+    write_tar(shard, {"0.png": png(1), "1.png": png(2)})
+    shard.write_bytes(shard.read_bytes()[:length])
+    found = list(Inputs((shard,)))
+    assert isinstance(found[-1], Unreadable)
+    assert found[-1].source == str(shard)
+    pictures = [one for one in found if isinstance(one, Item)]
+    assert len(pictures) == (length > 512) + (length > 1536)
+    if length >= 1024:
+        assert read(pictures[0], 1000) == png(1)
+    if (pictures and length < 1024) or length > 1536:
+        with pytest.raises(PictureError, match="the shard ends within the picture"):
+            read(pictures[-1], 1000)
+
+
+@pytest.mark.parametrize("as_struct", [False, True])
+def test_parquet_gives_the_bytes_of_its_rows(tmp_path: Path, as_struct: bool) -> None:
+    def cell(shade: int) -> Any:
+        return {"bytes": png(shade), "path": None} if as_struct else png(shade)
+
+    table = {"image": [cell(1), None, cell(2)], "key": ["a", "b", "c"], "n": [1, 2, 3]}
+    path = tmp_path / "set.parquet"
+    pyarrow.parquet.write_table(pyarrow.table(table), path)
+    inputs = Inputs((path,), id_column="key")
+    inputs.check()
+    assert names(inputs) == ["a", "the row holds no bytes of a picture", "c"]
+    found = [one for one in inputs if isinstance(one, Item)]
+    assert [read(one, 1000) for one in found] == [png(1), png(2)]
+    assert found[0].suffix == ".png"
+    assert names(Inputs((path,)))[0] == "00000000"
+    assert inputs.count() == 3
+
+
+def test_a_column_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -> None:
+    path = tmp_path / "set.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"picture": [png(1)]}), path)
+    with pytest.raises(BulkError, match="has no column 'image', only picture"):
+        Inputs((path,)).check()
+
+
+def test_broken_parts_are_told_and_do_not_stop_the_others(tmp_path: Path) -> None:
+    broken = tmp_path / "a.parquet"
+    broken.write_bytes(b"no parquet")
+    (picture,) = write_pictures(tmp_path, ["p.png"])
+    inputs = Inputs((broken, picture), lists=(tmp_path / "gone",))
+    found = list(inputs)
+    assert [isinstance(one, Unreadable) for one in found] == [True, False, True]
+    with pytest.raises(BulkError, match="gone: No such file"):
+        inputs.check()
+
+
+def test_reading_is_bounded_and_waits_for_no_pipe(tmp_path: Path) -> None:
+    import os
+
+    (picture,) = write_pictures(tmp_path, ["p.png"])
+    os.mkfifo(tmp_path / "pipe.png")
+    found = [one for one in Inputs((tmp_path,)) if isinstance(one, Item)]
+    with pytest.raises(PictureError, match="above the limit of 9 bytes"):
+        read(found[0], 9)
+    with pytest.raises(PictureError, match="it is a pipe"):
+        read(found[1], 9)
+    picture.unlink()
+    with pytest.raises(PictureError, match="No such file"):
+        read(found[0], 9)

@@ -1,0 +1,103 @@
+"""A text file for every picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from bulk_case import KnownCaptioner, item, run_over, write_pictures
+
+from server.bulk.inputs import Inputs
+from server.bulk.item import Item
+from server.bulk.output import Doubt
+from server.bulk.sidecars import Sidecars
+
+
+def sidecars(
+    folder: Path | None = None,
+    doubtful: Path | None = None,
+    least: float | None = None,
+    *,
+    overwrite: bool = False,
+) -> Sidecars:
+    return Sidecars(folder, doubtful, Doubt(least), overwrite=overwrite)
+
+
+def texts(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): path.read_text() for path in sorted(folder.rglob("*.txt"))
+    }
+
+
+def test_captions_lie_beside_the_pictures_and_are_not_made_again(tmp_path: Path) -> None:
+    write_pictures(tmp_path, ["a.png", "bad.png", "in/c.v2.jpg"])
+    inputs = Inputs((tmp_path,), recursive=True)
+    tally, failures = run_over(inputs, sidecars())
+    expected = {"a.txt": "caption of a.png\n", "in/c.v2.txt": "caption of in/c.v2.jpg\n"}
+    assert texts(tmp_path) == expected
+    assert failures == [("bad.png", str(tmp_path / "bad.png"), "it is bad")]
+    (tmp_path / "a.txt").write_text("mine")
+    captioner = KnownCaptioner()
+    tally, _ = run_over(inputs, sidecars(), captioner)
+    assert captioner.asked == ["bad.png"]
+    assert (tally.captions, tally.skipped, tally.failed) == (0, 2, 1)
+    assert texts(tmp_path) == expected | {"a.txt": "mine"}
+    run_over(inputs, sidecars(overwrite=True))
+    assert texts(tmp_path) == expected
+
+
+def test_a_folder_of_sidecars_has_the_shape_of_the_pictures(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "set", ["a.png", "in/b.png"])
+    run_over(Inputs((tmp_path / "set",), recursive=True), sidecars(tmp_path / "out"))
+    assert texts(tmp_path / "out") == {
+        "a.txt": "caption of a.png\n",
+        "in/b.txt": "caption of in/b.png\n",
+    }
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_doubtful_captions_go_elsewhere_and_count_as_done(tmp_path: Path, apart: bool) -> None:
+    write_pictures(tmp_path / "set", ["a.png", "dim.png"])
+    inputs = Inputs((tmp_path / "set",))
+    doubtful = tmp_path / "doubtful" if apart else None
+    tally, _ = run_over(inputs, sidecars(None, doubtful, 0.5), min_confidence=0.5)
+    assert (tally.captions, tally.doubtful) == (2, 1)
+    other = "doubtful/dim.txt" if apart else "set/dim.doubtful.txt"
+    assert texts(tmp_path) == {other: "caption of dim.png\n", "set/a.txt": "caption of a.png\n"}
+    tally, _ = run_over(inputs, sidecars(None, doubtful, 0.5))
+    assert tally.skipped == 2
+    # With another limit the caption moves; there are never two.
+    run_over(inputs, sidecars(None, doubtful, 0.1, overwrite=True), min_confidence=0.1)
+    assert list(texts(tmp_path)) == ["set/a.txt", "set/dim.txt"]
+
+
+def test_pictures_that_would_share_a_sidecar_are_told_in_every_run(tmp_path: Path) -> None:
+    write_pictures(tmp_path, ["a.jpg", "a.png"])
+    for _ in range(2):
+        _, failures = run_over(Inputs((tmp_path,)), sidecars())
+        assert [name for name, _, _ in failures] == ["a.png"]
+        assert f"that of {tmp_path / 'a.jpg'}" in failures[0][2]
+    assert texts(tmp_path) == {"a.txt": "caption of a.jpg\n"}
+
+
+def test_no_sidecar_lands_outside_its_folder(tmp_path: Path) -> None:
+    evil = Item("s.tar", "x", "../../x", ".png", member="../../x.png")
+    rooted = Item("s.tar", "y", "/y".lstrip("/"), ".png", member="/y.png")
+    _, failures = run_over([evil, rooted], sidecars(tmp_path / "out"))
+    assert failures == [
+        ("x", "s.tar#../../x.png", "its name leads out of the folder of the sidecars")
+    ]
+    assert texts(tmp_path) == {"out/y.txt": "caption of y\n"}
+
+
+def test_what_has_no_place_is_refused(tmp_path: Path) -> None:
+    member = Item("s.tar", "x", "x", ".png", member="x.png")
+    assert "name a folder with --out" in str(sidecars().refuses(member))
+    assert "would be the file itself" in str(sidecars().refuses(item(Path("a.txt"))))
+
+
+def test_a_picture_named_twice_is_captioned_once(tmp_path: Path) -> None:
+    (path,) = write_pictures(tmp_path, ["a.png"])
+    captioner = KnownCaptioner()
+    tally, failures = run_over([item(path), item(path)], sidecars(), captioner)
+    assert (captioner.asked, tally.skipped, failures) == (["a.png"], 1, [])
