@@ -17,14 +17,16 @@ from server.service import Service
 from server.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    from server.engine.request import Runner
 
 
 @contextmanager
-def serving(**settings: Any) -> Iterator[str]:
+def serving(load: Callable[[], Runner] = FakeRunner, **settings: Any) -> Iterator[str]:
     """Serves in a thread; its host and port."""
     chosen = Settings.read({"model": "fake", **settings})
-    service = Service(FakeRunner, chosen.engine(), Metrics(), chosen.name)
+    service = Service(load, chosen.engine(), Metrics(), chosen.name)
     app = create_app(service, chosen)
     config = uvicorn.Config(app, http="h11", lifespan="off", log_config=None, access_log=False)
     server, ready = uvicorn.Server(config), threading.Event()

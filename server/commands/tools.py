@@ -37,6 +37,22 @@ def sampler(arguments: Arguments = None) -> None:
     main(arguments or [])
 
 
+@bench.command("load", context_settings=_PASSED_ON)
+def load(arguments: Arguments = None) -> None:
+    """A server under load: latency, goodput, refusals, and every request accounted for."""
+    from benchmarks.load import main
+
+    main(arguments or [])
+
+
+@bench.command("sweep", context_settings=_PASSED_ON)
+def sweep(arguments: Arguments = None) -> None:
+    """Quality against captions a second, over tokens a step, presets and concurrency."""
+    from benchmarks.sweep import main
+
+    main(arguments or [])
+
+
 def doctor(
     model: Model = None,
     revision: Revision = None,

@@ -234,7 +234,12 @@ def ask(prometheus: str, query: str) -> list[Any]:
 @needs_prometheus
 @pytest.mark.timeout(400)
 def test_no_query_is_empty_under_load(tmp_path: Path) -> None:
-    options = {"max_batch": 2, "max_queue": 2, "api_keys": [KEY], "metrics_public": True}
+    options: dict[str, Any] = {
+        "max_batch": 2,
+        "max_queue": 2,
+        "api_keys": [KEY],
+        "metrics_public": True,
+    }
     with serving(**options) as address, watching(address, tmp_path) as prometheus:
         empty = dict(QUERIES)
         ends_at = time.monotonic() + 240
