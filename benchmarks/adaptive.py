@@ -1,10 +1,11 @@
 """Forward passes and scores of ways of decoding, to choose the thresholds of a checkpoint.
 
-    python -m benchmarks.adaptive --n 32
-    python -m benchmarks.adaptive --n 32 --tokens-per-step 8 12 --reveal-threshold 0.6 0.7
+    python -m benchmarks.adaptive --n 48 --seed 6
+    python -m benchmarks.adaptive --n 48 --seed 5 --tokens-per-step 8 12 --reveal-threshold 0.6 0.7
 
 The first line is the preset `rediff`, which the others are measured against; then come the
-presets, or the grid if one is given. Pictures are test scenes through the checkpoint's own tower.
+presets, or the grid if one is given. Pictures are test scenes through the checkpoint's own tower,
+those that `rediff data scenes` writes for the seed: choose on one seed and quote another.
 """
 
 from __future__ import annotations
@@ -19,20 +20,22 @@ from rediff_model.model import Captioner
 from rediff_model.settings import PRESETS, SamplerSettings
 from training.evaluate import evaluate, scene_prompts
 from training.scenes.atlas import Atlas, default_names
+from training.scenes.export import SEED_STRIDE
 from training.scenes.sample import sample_scene
 
 SHOWN = ("coverage", "factuality", "fluency")
-FIRST_SCENE = 7_000_000
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", type=Path, default=Path("rediff_model/checkpoints/embedded"))
-    parser.add_argument("--n", type=int, default=32, help="scenes")
+    parser.add_argument("--n", type=int, default=48, help="scenes")
+    parser.add_argument("--seed", type=int, default=5, help="which scenes")
     parser.add_argument("--tokens-per-step", type=int, nargs="+", default=[])
     parser.add_argument("--reveal-threshold", type=float, nargs="+", default=[])
     parser.add_argument("--edit-threshold", type=float, nargs="+", default=[0.0])
     parser.add_argument("--extra-refine-steps", type=int, nargs="+", default=[0])
+    parser.add_argument("--block-length", type=int, nargs="+", help="one block if left out")
     given = parser.parse_args()
     ways = {"rediff": PRESETS["rediff"]}
     grid = product(
@@ -40,30 +43,34 @@ def main() -> None:
         given.reveal_threshold,
         given.edit_threshold,
         given.extra_refine_steps,
+        given.block_length or [None],
     )
-    for tokens, reveal, edit, extra in grid:
-        ways[f"{tokens} tokens, reveal {reveal}, edit {edit}, extra {extra}"] = SamplerSettings(
+    for tokens, reveal, edit, extra, block in grid:
+        name = f"{tokens} tokens, reveal {reveal}, edit {edit}, extra {extra}, block {block}"
+        ways[name] = SamplerSettings(
+            block_length=block,
             tokens_per_step=tokens,
             reveal_threshold=reveal,
             edit_threshold=edit,
             extra_refine_steps=extra,
         )
-    measure(given.model, given.n, ways if len(ways) > 1 else dict(PRESETS))
+    first = given.seed * SEED_STRIDE
+    measure(given.model, range(first, first + given.n), ways if len(ways) > 1 else dict(PRESETS))
 
 
-def measure(folder: Path, count: int, ways: dict[str, SamplerSettings]) -> None:
-    """Write a line a way of decoding to the standard output."""
+def measure(folder: Path, numbers: range, ways: dict[str, SamplerSettings]) -> None:
+    """Write a line a way of decoding, on the scenes of these numbers, to the standard output."""
     captioner = Captioner.load(folder)
     atlas, names = Atlas.load(), default_names()
-    scenes = [sample_scene(FIRST_SCENE + i, atlas, split="test") for i in range(count)]
+    scenes = [sample_scene(number, atlas, split="test") for number in numbers]
     prompts = scene_prompts(captioner, scenes, atlas)
     columns = "".join(f" {metric:>10}" for metric in SHOWN)
-    sys.stdout.write(f"{'':45} {'forwards':>8}{columns}\n")
+    sys.stdout.write(f"{'':55} {'forwards':>8}{columns}\n")
     for name, settings in ways.items():
         sized = replace(settings, canvas_length=captioner.config.canvas_length)
         row = evaluate(captioner, scenes, prompts, names, sized)
         means = "".join(f" {row.metrics[metric]['mean']:>10.3f}" for metric in SHOWN)
-        sys.stdout.write(f"{name:45} {row.forwards:>8.1f}{means}\n")
+        sys.stdout.write(f"{name:55} {row.forwards:>8.1f}{means}\n")
         sys.stdout.flush()
 
 

@@ -61,7 +61,7 @@ def select_tokens(
     logits_TV.index_copy_(1, suppressed_S, columns_TS)
     avoided_T = logits_TV[:, avoided_id].clone()
     logits_TV[:, avoided_id] = avoided_T.masked_fill(avoid_T, -torch.inf)
-    highest_T, ids_T = logits_TV.max(dim=1)
+    highest_T, ids_T = _highest(logits_TV)
     if temperature_T is not None and uniform_TV is not None:
         gumbel_TV = -torch.log(-torch.log(uniform_TV))
         noisy_TV = logits_TV.double() + temperature_T[:, None] * gumbel_TV
@@ -80,6 +80,20 @@ def select_tokens(
         weights_TV.scatter_(1, ids_T[:, None], own_T1.exp())
         entropy_T = total_T.log() - (weights_TV * relative_TV).sum(dim=1) / total_T
     return Selection(ids_T, log_odds_T, shift_T + total_T.log(), entropy_T)
+
+
+def _highest(logits_TV: Tensor) -> tuple[Tensor, Tensor]:
+    """The highest logit of each row and where it first occurs."""
+    columns = logits_TV.shape[1]
+    if logits_TV.is_cuda or columns >= 1 << 24:
+        return logits_TV.max(dim=1)
+    # On a CPU `max` with indices takes one number at a time; these passes are twice as fast.
+    highest_T = logits_TV.amax(dim=1)
+    rank_V = torch.arange(columns, 0, -1, dtype=logits_TV.dtype, device=logits_TV.device)
+    rank_TV = torch.eq(logits_TV, highest_T[:, None], out=torch.empty_like(logits_TV))
+    # Not a number equals nothing: such a row gets the last id.
+    ids_T = (columns - rank_TV.mul_(rank_V).amax(dim=1)).clamp(max=columns - 1)
+    return highest_T, ids_T.long()
 
 
 def lm_head_select(

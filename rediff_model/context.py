@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
-
 from torch.nn import functional
 
 from rediff_model.buckets import Bucket, BucketAttend, Part, padded
@@ -59,7 +58,13 @@ class Context:
         lean = LeanDecoder.of(model) if suits(model) else None
         head = model.logits if lean is None else lean.logits
         embedding_VD = model.model.embed_tokens.weight
-        return cls(lean or model.model, embedding_VD, head, model.model.config.prefix_attention == "prefix", interval)
+        return cls(
+            lean or model.model,
+            embedding_VD,
+            head,
+            model.model.config.prefix_attention == "prefix",
+            interval,
+        )
 
     @property
     def columns(self) -> int:

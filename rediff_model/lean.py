@@ -79,7 +79,7 @@ class LeanLayer:
         largest_H = self.norm_HE.abs().amax(dim=1)
         # A normed row is at most sqrt(E) long before its weights, and scores are over sqrt(E).
         most = largest_H[:heads].max() * largest_H[heads:].max() * self.norm_HE.shape[1] ** 0.5
-        return most.item()
+        return float(most)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,9 @@ class LeanDecoder:
             norm_D=decoder.norm.weight.clone(),
             head_DV=model.lm_head.weight.T.contiguous(),
             first_VN=None,
-            bounded=all(layer.largest_score(config.num_attention_heads) < BOUNDED for layer in layers),
+            bounded=all(
+                layer.largest_score(config.num_attention_heads) < BOUNDED for layer in layers
+            ),
             heads=config.num_attention_heads,
             key_heads=config.num_key_value_heads,
             head_dim=config.head_dim,
@@ -190,7 +192,7 @@ def _product(rows_TX: Tensor, weight_XN: Tensor) -> Tensor:
     pieces, rest = divmod(len(rows_TX), PIECE)
     if rest or pieces < 2:
         return rows_TX @ weight_XN
-    batch = rows_TX.unflatten(0, (pieces, PIECE))
+    batch = rows_TX.view(pieces, PIECE, -1)
     return torch.bmm(batch, weight_XN.expand(pieces, -1, -1)).flatten(0, 1)
 
 
@@ -200,8 +202,8 @@ def _add_product(sum_TN: Tensor, rows_TX: Tensor, weight_XN: Tensor) -> None:
     if rest or pieces < 2:
         sum_TN.addmm_(rows_TX, weight_XN)
         return
-    batch = rows_TX.unflatten(0, (pieces, PIECE))
-    sum_TN.unflatten(0, (pieces, PIECE)).baddbmm_(batch, weight_XN.expand(pieces, -1, -1))
+    batch = rows_TX.view(pieces, PIECE, -1)
+    sum_TN.view(pieces, PIECE, -1).baddbmm_(batch, weight_XN.expand(pieces, -1, -1))
 
 
 def suits(model: LanguageModel) -> bool:

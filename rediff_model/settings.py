@@ -223,14 +223,16 @@ class SamplerSettings:
 PRESETS: Mapping[str, SamplerSettings] = {
     "rediff": SamplerSettings(),
     "mask": SamplerSettings(refine=False),
-    "adaptive": SamplerSettings(tokens_per_step=8, reveal_threshold=0.7),
+    "adaptive": SamplerSettings(tokens_per_step=4, reveal_threshold=0.8),
 }
 """`rediff` reveals and revises, 4 tokens a step; `mask` is plain denoising; `adaptive` takes the
 fewest forward passes at a Coverage no more than .01 below that of `rediff`.
 
-Measured with the shipped checkpoint on 32 test scenes, `python -m benchmarks.adaptive` (forward
-passes and Coverage): `rediff` 27.7 and .550; 8 tokens a step without a threshold 14.4 and .553;
-with the threshold .5 10.1 and .480, .65 11.7 and .545, .7 11.9 and .588; 12 tokens and .7 8.5 and
-.478; an `edit_threshold` of .3 or 2 to 4 `extra_refine_steps` gained nothing for their passes.
-Other checkpoints need other thresholds.
+Chosen with a Stage I checkpoint of the embedded size on 48 test scenes, `python -m
+benchmarks.adaptive --n 48 --seed 5` (forward passes and Coverage): `rediff` 27.1 and .734; 4 tokens
+a step with the threshold .6 15.0 and .702, with .8 18.0 and .754; 3 with .7 20.6 and .728; 6 with
+.9 and 3 `extra_refine_steps` 16.7 and .721; 8 with .7 10.9 and .644, with .9 11.6 and .694, and
+with 2 extra steps 13.3 and .712; 12 with .7 8.1 and .588; blocks of 64 cost .12 at 8 tokens. On 48
+other scenes, `--seed 6`: `rediff` 27.2 and .682, `adaptive` 18.9 and .730, 8 tokens with .7 11.0
+and .659. Other checkpoints need other thresholds.
 """

@@ -60,14 +60,15 @@ def test_the_head_in_small_chunks_gives_the_same(
     prompts, chosen = some_batch()
     whole = sampler.generate(model, prompts, chosen, IDS)
     heads: list[int] = []
-    monkeypatch.setattr(sampler, "LOGITS_AT_ONCE", 5 * VOCABULARY)
-    logits = model.logits
+    monkeypatch.setattr(sampler, "LOGITS_IN_CACHE", 5 * VOCABULARY)
+    monkeypatch.setattr(sampler, "ROWS_AT_LEAST", 1)
+    logits = LeanDecoder.logits
 
-    def count(rows: Tensor) -> Tensor:
+    def count(self: LeanDecoder, rows: Tensor) -> Tensor:
         heads.append(len(rows))
-        return logits(rows)
+        return logits(self, rows)
 
-    monkeypatch.setattr(model, "logits", count)
+    monkeypatch.setattr(LeanDecoder, "logits", count)
     for got, want in zip(sampler.generate(model, prompts, chosen, IDS), whole, strict=True):
         assert_equal(got, want)
     assert max(heads) == 5
