@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 class Bucket:
     """The sequences in the first rows of some buffers.
 
-    Buckets that follow each other share buffers: only the newest may run.
+    Buckets that follow each other share buffers: only the newest may run. An older one refuses
+    to once its prompts have moved, as after a step that failed when memory ran out.
     """
 
     buffers: Buffers
@@ -41,11 +42,13 @@ class Bucket:
     position_GC: Tensor
     bias_GN: Tensor | None
     """-inf over canvas and prompt rows that are padding; None if there is none."""
+    moves: int
+    """`Buffers.moves` when it was laid out."""
 
     @classmethod
     def empty(cls, buffers: Buffers) -> Bucket:
         no_rows = torch.zeros((0, 0), dtype=torch.int64, device=buffers.keys[0].device)
-        return cls(buffers, (), (), (), (), no_rows, None)
+        return cls(buffers, (), (), (), (), no_rows, None, buffers.moves[0])
 
     @classmethod
     def lay_out(
@@ -72,6 +75,7 @@ class Bucket:
             tuple(ages),
             length_G1 + at_C,
             bias_GN,
+            buffers.moves[0],
         )
 
     def join(
@@ -141,7 +145,13 @@ class Part:
     def of(
         cls, bucket: Bucket, canvases: slice, prompts: Sequence[int], *, sees_canvas: bool
     ) -> Part:
-        """The canvases of a range of rows, and the prompts of others, ascending."""
+        """The canvases of a range of rows, and the prompts of others, ascending.
+
+        Raises:
+            RuntimeError: the bucket's prompts have moved since it was laid out.
+        """
+        if bucket.moves != bucket.buffers.moves[0]:
+            raise RuntimeError("a later state has moved the prompts of this one")
         prompts_R: slice | Tensor | None = None
         if prompts and prompts[-1] - prompts[0] + 1 == len(prompts):
             prompts_R = slice(prompts[0], prompts[-1] + 1)

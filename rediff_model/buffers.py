@@ -41,6 +41,8 @@ class Buffers:
     values: list[Tensor]
     prompt_GPD: Tensor | None
     """Kept with full attention only."""
+    moves: list[int]
+    """How often prompts were moved: one number, which all who share the buffers see."""
 
     @classmethod
     def empty(
@@ -51,7 +53,7 @@ class Buffers:
         shape = (0, canvas + prompt, config.num_key_value_heads, config.head_dim)
         made = [like.new_zeros(shape) for _ in range(2 * layers)]
         prompt_GPD = like.new_zeros((0, prompt, config.hidden_size)) if keep else None
-        return cls(canvas, prompt, made[:layers], made[layers:], prompt_GPD)
+        return cls(canvas, prompt, made[:layers], made[layers:], prompt_GPD, [0])
 
     @property
     def capacity(self) -> int:
@@ -73,6 +75,7 @@ class Buffers:
             keys=[grow(layer) for layer in self.keys],
             values=[grow(layer) for layer in self.values],
             prompt_GPD=None if self.prompt_GPD is None else grow(self.prompt_GPD),
+            moves=[0],
         )
 
     def clear(self, first: int, last: int) -> None:
@@ -81,7 +84,8 @@ class Buffers:
             layer[first:last, self.canvas :] = 0
 
     def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Copy the prompts of some rows over others."""
+        """Copy the prompts of some rows over others; who knew the old places is told to stop."""
+        self.moves[0] += 1
         device = self.keys[0].device
         source, target = (torch.tensor(rows).to(device) for rows in (sources, targets))
         prompts = [layer[:, self.canvas :] for layer in (*self.keys, *self.values)]

@@ -211,6 +211,24 @@ def test_a_caption_is_never_made_of_logits_that_are_not_finite() -> None:
         sampler.generate(model, [prompt_of(0, 3), broken], [chosen] * 2, IDS)
 
 
+@pytest.mark.parametrize("prefix_attention", ["prefix", "full"])
+def test_a_state_whose_prompts_were_moved_refuses_to_run(prefix_attention: Any) -> None:
+    model = model_of(prefix_attention, 0)
+    chosen = SamplerSettings(canvas_length=4, steps=4)
+    prompts = [prompt_of(seed, 5) for seed in range(3)]
+    old = sampler.join(model, sampler.open_state(model, IDS), range(3), prompts, [chosen] * 3)
+    old, _ = sampler.step(model, old)
+    # The last prompt moves to the place of the first, which the old state still counts on.
+    new = old.without(frozenset({0}))
+    with pytest.raises(RuntimeError, match="moved the prompts"):
+        sampler.step(model, old)
+    while new.running:
+        new, _ = sampler.step(model, new)
+    for request in (1, 2):
+        want = reference.generate(model, prompts[request], chosen, IDS)
+        assert_equal(new.finished[request], want)
+
+
 def test_numbers_that_are_taken_are_refused() -> None:
     model = model_of("prefix", 0)
     chosen = SamplerSettings(canvas_length=4, steps=1)
