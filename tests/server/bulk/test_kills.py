@@ -51,12 +51,14 @@ class Runs:
 
     def interrupted(self, folder: Path) -> tuple[int, str]:
         """Interrupt a run, as from a terminal, that has written; its status and stderr."""
-        with self._start(folder) as process:
+        interrupted = folder / "interrupted"
+        with self._start(folder, HOLD_LAST_UNTIL=str(interrupted)) as process:
             journal = folder / "out.csv.journal"
             while not (journal.exists() and b"shade" in journal.read_bytes()):
                 assert process.poll() is None
                 time.sleep(0.002)
             os.killpg(process.pid, signal.SIGINT)
+            interrupted.touch()
             told = process.communicate(timeout=60)[1].decode()
         return process.returncode, told
 
@@ -74,13 +76,13 @@ class Runs:
             process.communicate(timeout=60)
         return process.returncode == -signal.SIGKILL and traces(folder) != before
 
-    def _start(self, folder: Path) -> subprocess.Popen[bytes]:
+    def _start(self, folder: Path, **variables: str) -> subprocess.Popen[bytes]:
         folder.mkdir(exist_ok=True)
         path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
         return subprocess.Popen(
             self._command,
             cwd=folder,
-            env=os.environ | {"PYTHONPATH": path},
+            env=os.environ | {"PYTHONPATH": path} | variables,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
