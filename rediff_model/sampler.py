@@ -94,16 +94,20 @@ def generate(
     settings: Sequence[SamplerSettings],
     ids: TokenIds,
     on_step: Callable[[StepEvents], None] | None = None,
+    *,
+    prompt_refresh_interval: int | None = 1,
 ) -> list[Generation]:
     """Caption prompts [P, D], one settings each, as one batch; captions in the same order.
 
-    `on_step` gets the events of every step.
+    `on_step` gets the events of every step; the interval is that of `open_state`.
 
     Raises:
+        ValueError: an interval below 1.
         SettingsError: as `join` does.
         ArithmeticError: logits of a request are not finite.
     """
-    state = start(model, prompts, settings, ids)
+    state = open_state(model, ids, prompt_refresh_interval=prompt_refresh_interval)
+    state = join(model, state, range(len(prompts)), prompts, settings)
     while state.slots is not None:
         state, events = step(model, state)
         if events.broken:

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from training.config import TrainConfigError, Training
+from training.whole_file import write_json
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -35,6 +36,4 @@ def claim(folder: Path, config: Training, free: Collection[str]) -> None:
             )
         return
     folder.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name("config.json.new")
-    fresh.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    fresh.replace(path)
+    write_json(path, values)

@@ -89,7 +89,6 @@ class Phase(Strict):
     steps: int = Field(gt=0)
     slot_masked: float = Field(0.5, ge=0, le=1)
     cut: float = Field(0.0, ge=0, le=1)
-    relations: float = Field(0.0, ge=0, le=1)
     replace: float = Field(0.0, ge=0, le=1)
     pair: float = Field(0.0, ge=0, le=1)
     replace_low: float = Field(0.03, ge=0, le=1)

@@ -6,20 +6,21 @@ Shape suffixes: P prompt rows, D hidden size.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 
-from rediff_model import sampler
+from rediff_model.sampler import generate
 from rediff_model.settings import SamplerSettings
 from training.scenes.atlas import default_names
 from training.scenes.export import SEED_STRIDE, annotation
 from training.scenes.grammar import compose
 from training.scenes.render import render
 from training.scenes.sample import sample_scene
-from training.scenes.score import METRICS, score, summarise
+from training.scenes.score import METRICS, judged, score, summarise
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -46,6 +47,8 @@ class Row:
     forwards: float
     """Forward passes a caption, on average."""
     captions: tuple[str, ...]
+    facts: dict[str, dict[str, int]]
+    """How many facts of each kind all captions together state: `right` and `wrong`."""
     metrics: dict[str, dict[str, float]]
     """Metric name to its mean and 95 % interval: `mean`, `low`, `high`."""
 
@@ -55,6 +58,7 @@ class Row:
             "refine": self.refine,
             "forwards": self.forwards,
             **self.metrics,
+            "facts": self.facts,
         }
 
 
@@ -85,8 +89,19 @@ def evaluate(
         refine=settings.refine,
         forwards=sum(generation.steps for generation in generations) / len(generations),
         captions=captions,
+        facts=_facts(scenes, captions, names),
         metrics=asdict(summarise(scores)),
     )
+
+
+def _facts(
+    scenes: Sequence[Scene], captions: Sequence[str], names: Sequence[str]
+) -> dict[str, dict[str, int]]:
+    counts: Counter[tuple[str, bool]] = Counter()
+    for scene, text in zip(scenes, captions, strict=True):
+        counts.update(judged(scene, text, names))
+    kinds = sorted({kind for kind, _ in counts})
+    return {k: {"right": counts[k, True], "wrong": counts[k, False]} for k in kinds}
 
 
 def decode(
@@ -99,16 +114,13 @@ def decode(
     """Captions of prompts [P, D], in batches."""
     generations: list[Generation] = []
     for part in _parts(prompts):
-        state = sampler.open_state(
+        generations += generate(
             captioner.model,
+            part,
+            [settings] * len(part),
             captioner.token_ids,
             prompt_refresh_interval=prompt_refresh_interval,
         )
-        numbers = range(len(part))
-        state = sampler.join(captioner.model, state, numbers, part, [settings] * len(part))
-        while state.slots is not None:
-            state, _ = sampler.step(captioner.model, state)
-        generations += [state.finished[number] for number in numbers]
         if on_captions is not None:
             on_captions(len(part))
     return generations

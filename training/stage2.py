@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -28,6 +27,7 @@ from training.scenes.grammar import compose
 from training.scenes.objective import SceneBatch, slot_accuracy
 from training.stage1 import export, loop_settings, mix_of, optimizers, prepare
 from training.state import processes, wait_for
+from training.whole_file import write_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -172,7 +172,7 @@ def collect(
         "expert": expert.usage(),
     }
     logger.info("corrections: %s", counts)
-    (folder / "counts.json").write_text(json.dumps(counts, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "counts.json", counts)
 
 
 def train_corrections(

@@ -1,6 +1,7 @@
 """`rediff bench` and `rediff doctor`: what the machine does, and whether all is well."""
 
 # Annotations are not postponed here: typer reads them at run time.
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
@@ -10,47 +11,27 @@ from server.commands.options import Device, Dtype, Model, Revision, Threads, rea
 _PASSED_ON: dict[str, Any] = {"ignore_unknown_options": True, "help_option_names": []}
 Arguments = Annotated[list[str] | None, typer.Argument(help="Options; --help shows them.")]
 
+_BENCHMARKS = {
+    "engine": "Captions a second against the reference, overhead, latency.",
+    "kernels": "Triton kernels against torch eager, torch.compile and the copy bandwidth.",
+    "sampler": "The batched sampler against the reference, at any model shape.",
+    "load": "A server under load: latency, goodput, refusals, every request accounted for.",
+    "sweep": "Quality against captions a second: tokens a step, presets, concurrency.",
+}
+
 bench = typer.Typer(help="Benchmarks; each has options of its own (--help).", rich_markup_mode=None)
 
 
-@bench.command("engine", context_settings=_PASSED_ON)
-def engine(arguments: Arguments = None) -> None:
-    """Captions a second against the reference, overhead, latency."""
-    from benchmarks.engine import main
+def _add(name: str, help_text: str) -> None:
+    """A command that hands its arguments to `benchmarks.<name>`."""
 
-    main(arguments or [])
-
-
-@bench.command("kernels", context_settings=_PASSED_ON)
-def kernels(arguments: Arguments = None) -> None:
-    """The Triton kernels against torch eager, torch.compile and the copy bandwidth."""
-    from benchmarks.kernels import main
-
-    main(arguments or [])
+    @bench.command(name, help=help_text, context_settings=_PASSED_ON)
+    def run(arguments: Arguments = None) -> None:
+        import_module(f"benchmarks.{name}").main(arguments or [])
 
 
-@bench.command("sampler", context_settings=_PASSED_ON)
-def sampler(arguments: Arguments = None) -> None:
-    """The batched sampler against the reference, at any model shape."""
-    from benchmarks.sampler import main
-
-    main(arguments or [])
-
-
-@bench.command("load", context_settings=_PASSED_ON)
-def load(arguments: Arguments = None) -> None:
-    """A server under load: latency, goodput, refusals, and every request accounted for."""
-    from benchmarks.load import main
-
-    main(arguments or [])
-
-
-@bench.command("sweep", context_settings=_PASSED_ON)
-def sweep(arguments: Arguments = None) -> None:
-    """Quality against captions a second, over tokens a step, presets and concurrency."""
-    from benchmarks.sweep import main
-
-    main(arguments or [])
+for _name, _help in _BENCHMARKS.items():
+    _add(_name, _help)
 
 
 def doctor(

@@ -10,7 +10,7 @@ from scene_samples import HAND_SCENE, NAMES, random_scene, sticker
 
 from training.scenes.grammar import compose
 from training.scenes.graph import Scene
-from training.scenes.score import METRICS, Score, score, summarise
+from training.scenes.score import METRICS, Score, judged, score, summarise
 
 CAPTION = (
     "There are four stickers on a striped sky blue backdrop. "
@@ -231,3 +231,18 @@ def test_summary_is_the_mean_with_its_bootstrap_interval() -> None:
 def test_summary_of_nothing_is_an_error() -> None:
     with pytest.raises(ValueError, match="no scores"):
         summarise([])
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("The umbrella is left of the fox.", "relation"),
+        ("The fox is left of the fox.", "relation to itself"),
+        ("The fox is left of the pear.", "relation to nothing"),
+    ],
+)
+def test_facts_are_counted_by_kind_and_wrong_relations_told_apart(said: str, kind: str) -> None:
+    counts = judged(HAND_SCENE, CAPTION.replace("The fox is left of the umbrella.", said), NAMES)
+    stickers = dict.fromkeys(("object", "size", "colour", "shape", "position"), 4)
+    scene = dict.fromkeys(("count", "backdrop", "pattern", "relation"), 1)
+    assert counts == {(kind, False): 1} | {(k, True): n for k, n in (stickers | scene).items()}

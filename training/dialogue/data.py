@@ -6,7 +6,6 @@ Shape suffixes: B samples, L rows of the longest sample, N tiles of a picture, T
 from __future__ import annotations
 
 import glob
-import json
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from training.config import TrainConfigError
 from training.images import ImageFolder, ImageShards
 from training.mixture import Mixture, Source
 from training.sources import RowFile, RowShards
+from training.whole_file import write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -148,9 +148,7 @@ class DialogueBatches:
 
     def write_report(self, path: Path) -> None:
         """Write counts and findings as JSON, whole."""
-        fresh = path.with_name(f"{path.name}.new")
-        fresh.write_text(json.dumps(self.report.to_json(), indent=2) + "\n", encoding="utf-8")
-        fresh.replace(path)
+        write_json(path, self.report.to_json())
 
 
 def open_source(shape: SourceShape, report: Report) -> Source:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -25,6 +24,7 @@ from training.records import read_drafts
 from training.report import Report
 from training.sources import RowFile
 from training.state import processes, wait_for
+from training.whole_file import write_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -112,9 +112,7 @@ def collect(config: DialogueCorrection, folder: Path, number: int) -> None:
         "problems": report.to_json(),
     }
     logger.info("corrections: %s", {key: counts[key] for key in ("correct", "filter", "expert")})
-    fresh = folder / "counts.json.new"
-    fresh.write_text(json.dumps(counts, indent=2) + "\n", encoding="utf-8")
-    fresh.replace(folder / "counts.json")
+    write_json(folder / "counts.json", counts)
 
 
 def _draft(

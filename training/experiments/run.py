@@ -26,6 +26,7 @@ from training.scenes.export import SEED_STRIDE
 from training.scenes.sample import sample_scene
 from training.scenes.score import METRICS, score, summarise
 from training.stage2 import SceneCorrection
+from training.whole_file import write_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -91,7 +92,7 @@ def run(experiment: Experiment, size: Size, folder: Path) -> dict[str, Any]:
         ],
         "rows": rows,
     }
-    _write(folder / f"{experiment.name}.json", figures)
+    write_json(folder / f"{experiment.name}.json", figures)
     return figures
 
 
@@ -117,8 +118,8 @@ def train_branch(branch: Branch, before: Outcome | None, size: Size, folder: Pat
             checkpoint = stage1.run(SceneTraining.model_validate(values), home)
     finally:
         spent += time.monotonic() - began
-        _write(spent_file, spent)
-    _write(note, {"checkpoint": str(checkpoint.relative_to(home)), "seconds": spent})
+        write_json(spent_file, spent)
+    write_json(note, {"checkpoint": str(checkpoint.relative_to(home)), "seconds": spent})
     return Outcome(branch, checkpoint, steps, spent)
 
 
@@ -146,7 +147,7 @@ def evaluate_branch(
                         captioner = Captioner.load(str(outcome.checkpoint))
                         prompts = [scene_prompts(captioner, part, atlas) for part in scenes]
                     known[key] = _row(captioner, scenes, prompts, atlas, tokens, refine, refresh)
-                    _write(kept, known)
+                    write_json(kept, known)
                 rows.append({"branch": outcome.branch.name, **known[key]})
     return rows
 
@@ -196,10 +197,3 @@ def _fingerprint(values: dict[str, Any], folder: Path) -> str:
     deciding = {key: value for key, value in values.items() if key not in speed}
     text = json.dumps(deciding, sort_keys=True).replace(str(folder), "")
     return hashlib.sha256(text.encode()).hexdigest()[:10]
-
-
-def _write(path: Path, value: Any) -> None:
-    """JSON, whole or not at all."""
-    fresh = path.with_name(f"{path.name}.new")
-    fresh.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    fresh.replace(path)

@@ -44,9 +44,6 @@ class Mix:
     cut: float = 0.0
     """Of the masked canvases, the share that is written up to some position and masked after it,
     as when decoding block by block; what lies next to the cut weighs most."""
-    relations: float = 0.0
-    """Of the masked canvases, the share that is whole but for one or two kinds of words of its
-    relations: which stickers, or how they stand to each other."""
     replace: float = 0.0
     """Share of canvases that are masked and have some visible tokens replaced."""
     pair: float = 0.0
@@ -153,8 +150,7 @@ class CanvasBuilder:
         """What is masked, and what that weighs.
 
         One rate t ~ U(.05, 1) for a canvas; or content and template at rates of their own; or a
-        cut at a position of the caption, with little masked before it and most things after; or
-        words of relations alone.
+        cut at a position of the caption, with little masked before it and most things after.
         """
         count, length = slots_NC.shape
         draws_NC = rng.random(slots_NC.shape)
@@ -177,14 +173,6 @@ class CanvasBuilder:
             near_NC = CUT_WEIGHT * np.exp2(-np.maximum(0, distance_NC) / CUT_REACH)
             rate_NC = np.where(cut_N1, by_side_NC, rate_NC)
             nearness_NC = np.where(cut_N1, near_NC, nearness_NC)
-        if mix.relations:
-            asked_N1 = rng.random((count, 1)) < mix.relations
-            # One kind in most canvases, else two: with the third they tell what is missing.
-            hidden_NK = rng.random((count, 3)).argsort(axis=1) < 1 + (rng.random((count, 1)) < 0.3)
-            rate_NC = np.where(asked_N1, 0.0, rate_NC)
-            nearness_NC = np.where(asked_N1, 1.0, nearness_NC)
-            for kind, slot in enumerate(RELATION_SLOTS):
-                rate_NC[asked_N1 & hidden_NK[:, [kind]] & (slots_NC == slot)] = 1.0
         masked: np.ndarray = draws_NC < rate_NC
         return masked, nearness_NC
 

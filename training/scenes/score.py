@@ -21,7 +21,7 @@ from training.scenes.parse import (
 from training.scenes.templates import CONVERSE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Sequence, Set
 
     from training.scenes.graph import Scene
     from training.scenes.parse import Fact
@@ -100,6 +100,31 @@ def score(scene: Scene, text: str, names: Sequence[str]) -> Score:
         fluency=fluent / len(sentences) if sentences else 0.0,
         perfect=float(complete and not repeated),
     )
+
+
+def judged(scene: Scene, text: str, names: Sequence[str]) -> Counter[tuple[str, bool]]:
+    """How many facts of each kind a caption states, right (true) and wrong (false).
+
+    Relations are told apart: those of two stickers that are there, of a sticker to itself, and of
+    something that is not there.
+    """
+    true = facts_of(scene)
+    present = {sticker.name for sticker in scene.stickers}
+    return Counter(
+        (_kind(fact, present), _same(fact) in true)
+        for sentence in parse(text, names)
+        for fact in sentence.facts or ()
+    )
+
+
+def _kind(fact: Fact, present: Set[str]) -> str:
+    if isinstance(fact, AttributeFact):
+        return fact.attribute
+    if not isinstance(fact, RelationFact):
+        return type(fact).__name__.removesuffix("Fact").lower()
+    if fact.subject == fact.object:
+        return "relation to itself"
+    return "relation" if {fact.subject, fact.object} <= present else "relation to nothing"
 
 
 def facts_of(scene: Scene) -> frozenset[Fact]:
