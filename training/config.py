@@ -91,6 +91,7 @@ class Phase(Strict):
     cut: float = Field(0.0, ge=0, le=1)
     replace: float = Field(0.0, ge=0, le=1)
     pair: float = Field(0.0, ge=0, le=1)
+    drill: float = Field(0.0, ge=0, le=1)
     replace_low: float = Field(0.03, ge=0, le=1)
     replace_high: float = Field(0.12, ge=0, le=1)
     content_weight: float = Field(1.0, gt=0)
@@ -98,6 +99,7 @@ class Phase(Strict):
     end_weight: float = Field(0.3, ge=0)
     clean_weight: float = Field(0.0, ge=0)
     replaced_weight: float = Field(1.0, ge=0)
+    place_weight: float = Field(0.0, ge=0)
 
 
 class Optimiser(Strict):

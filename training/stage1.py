@@ -126,7 +126,13 @@ def prepare(config: SceneTraining, folder: Path) -> SceneRun:
     cast("nn.Module", model.tower).requires_grad_(False)
     model.to(processes().device)
     before, after = TextCodec(tokenizer).encode_prompt(conversation([DEFAULT_QUESTION]))
-    objective = SceneObjective(model, before, after, compiled=config.compiled)
+    objective = SceneObjective(
+        model,
+        before,
+        after,
+        compiled=config.compiled,
+        places=any(phase.place_weight > 0 for phase in config.phases),
+    )
     canvases = CanvasBuilder(
         tokenizer,
         atlas.names,

@@ -85,7 +85,7 @@ def test_training_without_names_is_possible() -> None:
 def test_slots_mark_the_tokens_of_content_words(seed: int) -> None:
     tokenizer = sample_tokenizer()
     caption = compose(random_scene(seed), np.random.default_rng(seed))
-    ids, kinds = slot_ids(tokenizer, caption)
+    ids, kinds, _ = slot_ids(tokenizer, caption)
     assert tokenizer.decode(ids) == caption.text
     assert len(kinds) == len(ids)
     # Every run of one kind decodes to the phrases of its spans, in order.

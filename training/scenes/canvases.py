@@ -14,6 +14,7 @@ import numpy as np
 
 from training.scenes.corrupt import hallucinate
 from training.scenes.grammar import compose
+from training.scenes.graph import COLUMNS, ROWS
 from training.scenes.templates import SLOTS
 from training.scenes.tokenizer import slot_ids
 
@@ -29,6 +30,12 @@ CLEAN, MASKED, REPLACED, PAIR = range(4)
 END_SLOT = -1
 """Slot of the stop tokens that fill the canvas after the caption."""
 RELATION_SLOTS = tuple(1 + SLOTS.index(slot) for slot in ("relation", "subject", "object"))
+NAME_SLOTS = tuple(1 + SLOTS.index(slot) for slot in ("name", "subject", "object"))
+PLACES = len(ROWS) * len(COLUMNS)
+NOWHERE = -100
+"""Place of a token that names no sticker."""
+DRILL_RELATIONS = 10
+"""Relations of a drilled caption at most."""
 CUT_REACH = 12
 """Positions behind a cut over which the weight of a masked token halves."""
 CUT_WEIGHT = 3.0
@@ -48,6 +55,9 @@ class Mix:
     """Share of canvases that are masked and have some visible tokens replaced."""
     pair: float = 0.0
     """Share of canvases with nothing masked and one hallucination."""
+    drill: float = 0.0
+    """Share of canvases whose captions have many relations, and of which only the words for how
+    two stickers stand to each other are masked."""
     replace_low: float = 0.03
     replace_high: float = 0.12
     content_weight: float = 3.0
@@ -57,6 +67,8 @@ class Mix:
     clean_weight: float = 0.0
     """Weight of visible, untouched tokens: what keeps a right token right while refining."""
     replaced_weight: float = 1.0
+    place_weight: float = 0.0
+    """Weight, on a visible token of a sticker's name, of telling where that sticker is."""
     unmasked: bool = False
     """Nothing is masked."""
 
@@ -72,6 +84,10 @@ class Canvases:
     """Index into PARTS."""
     slots_NC: np.ndarray
     """0 for template text, 1 + index into SLOTS for content, END_SLOT after the caption."""
+    places_NC: np.ndarray
+    """Of a visible token of a sticker's name, which of the PLACES the sticker is at, row by row;
+    NOWHERE elsewhere."""
+    place_weights_NC: np.ndarray
 
 
 class CanvasBuilder:
@@ -103,16 +119,23 @@ class CanvasBuilder:
         targets_NC = np.full((count, self.length), self.stop_id, dtype=np.int64)
         slots_NC = np.full((count, self.length), END_SLOT, dtype=np.int64)
         inputs_NC = targets_NC.copy()
+        places_NC = np.full_like(targets_NC, NOWHERE)
         pair_N = rng.random(count) < mix.pair
+        drill_N = ~pair_N & (rng.random(count) < mix.drill) if mix.drill else np.zeros_like(pair_N)
         pair_NC = np.zeros((count, self.length), dtype=bool)
         for row in range(count):
             scene = scenes[row // per_scene]
-            caption = compose(scene, rng)
-            ids, slots = slot_ids(self.tokenizer, caption)
-            ids, slots = ids[: self.length - 1], slots[: self.length - 1]
+            caption = compose(scene, rng, relations=DRILL_RELATIONS if drill_N[row] else None)
+            ids, slots, owners = (
+                column[: self.length - 1] for column in slot_ids(self.tokenizer, caption)
+            )
             targets_NC[row, : len(ids)] = ids
             inputs_NC[row, : len(ids)] = ids
             slots_NC[row, : len(ids)] = slots
+            places_NC[row, : len(ids)] = [
+                scene.stickers[owner].place if slot in NAME_SLOTS else NOWHERE
+                for slot, owner in zip(slots, owners, strict=True)
+            ]
             if pair_N[row]:
                 pair = hallucinate(scene, caption, self.tokenizer, self.names, rng, errors=1)
                 if pair is None:
@@ -123,7 +146,9 @@ class CanvasBuilder:
                 pair_NC[row] = inputs_NC[row] != targets_NC[row]
         masked_NC, nearness_NC = self._mask(slots_NC, mix, rng)
         masked_NC[pair_N | mix.unmasked] = False
-        replace_N = ~pair_N & (rng.random(count) < mix.replace / max(1e-9, 1 - mix.pair))
+        masked_NC[drill_N] = slots_NC[drill_N] == RELATION_SLOTS[0]
+        nearness_NC[drill_N] = 1.0
+        replace_N = ~pair_N & ~drill_N & (rng.random(count) < mix.replace / max(1e-9, 1 - mix.pair))
         replaced_NC = self._replace(
             inputs_NC, targets_NC, replace_N, masked_NC, mix, rng, per_scene
         )
@@ -140,8 +165,15 @@ class CanvasBuilder:
         by_slot = np.where(slots_NC > 0, mix.content_weight, 1.0)
         by_slot[np.isin(slots_NC, RELATION_SLOTS)] *= mix.relation_weight
         by_slot = np.where(slots_NC == END_SLOT, mix.end_weight, by_slot)
+        places_NC[inputs_NC != targets_NC] = NOWHERE
         return Canvases(
-            inputs_NC, targets_NC, (weights_NC * by_slot).astype(np.float32), parts_NC, slots_NC
+            inputs_NC,
+            targets_NC,
+            (weights_NC * by_slot).astype(np.float32),
+            parts_NC,
+            slots_NC,
+            places_NC,
+            np.where(places_NC == NOWHERE, 0.0, mix.place_weight).astype(np.float32),
         )
 
     def _mask(

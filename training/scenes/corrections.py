@@ -5,11 +5,12 @@ Shape suffixes: C canvas positions, N canvases.
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from training.scenes.canvases import END_SLOT, PAIR, Canvases
+from training.scenes.canvases import END_SLOT, NOWHERE, PAIR, Canvases
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,15 +70,21 @@ class CorrectionCanvases:
             slots_NC[n, :size] = 0
             weights_NC[n, [flag for flag in row.flags if flag < size]] = self._weight
         parts_NC = np.where(weights_NC > 0, PAIR, 0)
-        return Canvases(inputs_NC, targets_NC, weights_NC, parts_NC, slots_NC)
+        places_NC = np.full(shape, NOWHERE, dtype=np.int64)
+        return Canvases(
+            inputs_NC,
+            targets_NC,
+            weights_NC,
+            parts_NC,
+            slots_NC,
+            places_NC,
+            np.zeros_like(weights_NC),
+        )
 
 
 def join(one: Canvases, other: Canvases) -> Canvases:
     """The canvases of both, in this order."""
+    columns = (field.name for field in fields(Canvases))
     return Canvases(
-        np.concatenate((one.inputs_NC, other.inputs_NC)),
-        np.concatenate((one.targets_NC, other.targets_NC)),
-        np.concatenate((one.weights_NC, other.weights_NC)),
-        np.concatenate((one.parts_NC, other.parts_NC)),
-        np.concatenate((one.slots_NC, other.slots_NC)),
+        *(np.concatenate((getattr(one, name), getattr(other, name))) for name in columns)
     )

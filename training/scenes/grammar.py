@@ -61,13 +61,15 @@ def true_relations(scene: Scene) -> list[tuple[int, RelationKind, int]]:
     ]
 
 
-def compose(scene: Scene, rng: np.random.Generator) -> Caption:
+def compose(scene: Scene, rng: np.random.Generator, *, relations: int | None = None) -> Caption:
     """A complete and true caption in one of the grammar's many wordings.
 
-    An opening (count, backdrop, pattern), a sentence a sticker in reading order, then
-    `scene.relations_expected` different relations, of different pairs where there are enough.
+    An opening (count, backdrop, pattern), a sentence a sticker in reading order, then that many
+    different relations, or all there are, of different pairs where there are enough; by default
+    `scene.relations_expected`.
     """
-    draws = iter(rng.random(64).tolist())
+    wanted = scene.relations_expected if relations is None else relations
+    draws = iter(rng.random(max(64, 16 + 3 * wanted)).tolist())
     writer = _Writer(draws)
     sizes = [sticker.size for sticker in scene.stickers]
     numbers = {
@@ -86,7 +88,7 @@ def compose(scene: Scene, rng: np.random.Generator) -> Caption:
         template = writer.pick(STICKER_TEMPLATES)
         surfaces = _sticker_surfaces(sticker, writer)
         writer.write(template, surfaces, dict.fromkeys(surfaces, index))
-    for subject, kind, object_ in _choose_relations(scene, writer):
+    for subject, kind, object_ in _choose_relations(scene, writer, wanted):
         template = writer.pick(RELATION_TEMPLATES)
         surfaces = {
             "subject": scene.stickers[subject].name,
@@ -109,11 +111,13 @@ def _sticker_surfaces(sticker: Sticker, writer: _Writer) -> dict[str, str]:
     }
 
 
-def _choose_relations(scene: Scene, writer: _Writer) -> list[tuple[int, RelationKind, int]]:
+def _choose_relations(
+    scene: Scene, writer: _Writer, wanted: int
+) -> list[tuple[int, RelationKind, int]]:
     """Different true relations in random order and direction, of different pairs if possible."""
     left = true_relations(scene)
     chosen: list[tuple[int, RelationKind, int]] = []
-    while left and len(chosen) < scene.relations_expected:
+    while left and len(chosen) < wanted:
         first, kind, second = writer.pick(left)
         chosen.append((first, kind, second))
         others = [relation for relation in left if relation[::2] != (first, second)]

@@ -54,6 +54,12 @@ class Sticker:
         x, y = self.centre
         return min(2, int(3 * y / PICTURE_SIZE)), min(2, int(3 * x / PICTURE_SIZE))
 
+    @property
+    def place(self) -> int:
+        """Number of that cell, row by row, 0 to 8."""
+        row, column = self.cell
+        return len(COLUMNS) * row + column
+
 
 @dataclass(frozen=True, slots=True)
 class Scene:

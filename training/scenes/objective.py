@@ -1,7 +1,7 @@
 """The training objective on sticker scenes with cached tower features.
 
 Shape suffixes: B pictures, P cells of a picture, F feature channels, C canvas positions,
-N canvases, Q prompt rows, D hidden size, V vocabulary.
+N canvases, Q prompt rows, D hidden size, V vocabulary, Y places.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from rediff_model.cache import DenseAttend, PrefixAttend
-from training.scenes.canvases import END_SLOT, PARTS, Canvases
+from training.scenes.canvases import END_SLOT, NAME_SLOTS, NOWHERE, PARTS, PLACES, Canvases
 from training.scenes.templates import SLOTS
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ class SceneBatch:
     weights_NC: Tensor
     parts_NC: Tensor
     slots_NC: Tensor
+    places_NC: Tensor
+    place_weights_NC: Tensor
 
     @classmethod
     def of(cls, features_BPF: Tensor, canvases: Canvases) -> Self:
@@ -42,6 +44,8 @@ class SceneBatch:
             canvases.weights_NC,
             canvases.parts_NC,
             canvases.slots_NC,
+            canvases.places_NC,
+            canvases.place_weights_NC,
         )
         return cls(features_BPF, *(torch.from_numpy(array) for array in arrays))
 
@@ -53,13 +57,27 @@ class SceneBatch:
 
 
 class SceneObjective(nn.Module):
-    """Weighted cross entropy of the canvases; the prompt's rows are computed once a picture."""
+    """Weighted cross entropy of the canvases; the prompt's rows are computed once a picture.
+
+    With `places`, a head that is thrown away reads from the middle layer, at every visible token
+    of a sticker's name, where that sticker is. Whether one thing is left of another can only be
+    learnt where names know their places, and from captions alone that is not learnt in time.
+    """
 
     def __init__(
-        self, model: CaptionModel, before: Sequence[int], after: Sequence[int], *, compiled: bool
+        self,
+        model: CaptionModel,
+        before: Sequence[int],
+        after: Sequence[int],
+        *,
+        compiled: bool,
+        places: bool = False,
     ) -> None:
         super().__init__()
         self.captioner = model
+        self.places: nn.Linear | None = None
+        if places:
+            self.places = nn.Linear(model.config.language.hidden_size, PLACES, device=model.device)
         self.register_buffer("before_Q", torch.tensor(before), persistent=False)
         self.register_buffer("after_Q", torch.tensor(after), persistent=False)
         self.run = torch.compile(self.losses) if compiled else self.losses
@@ -70,25 +88,46 @@ class SceneObjective(nn.Module):
 
     def forward(self, batch: SceneBatch) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
         """The weighted sum, and (sum, count) of the plain loss for every part."""
-        losses_NC = self.run(batch.features_BPF, batch.inputs_NC, batch.targets_NC)
+        losses_NC, misplaced_NC = self.run(
+            batch.features_BPF, batch.inputs_NC, batch.targets_NC, batch.places_NC
+        )
+        loss = (losses_NC * batch.weights_NC).sum()
         with torch.no_grad():
             used_NC = batch.weights_NC > 0
             parts = {}
             for number, name in enumerate(PARTS):
                 chosen_NC = used_NC & (batch.parts_NC == number) & (batch.slots_NC != END_SLOT)
                 parts[f"loss_{name}"] = (losses_NC[chosen_NC].sum(), chosen_NC.sum())
-        return (losses_NC * batch.weights_NC).sum(), parts
+            if misplaced_NC is not None:
+                again_NC = (batch.places_NC != NOWHERE) & (batch.slots_NC != NAME_SLOTS[0])
+                parts["loss_place"] = (misplaced_NC[again_NC].sum(), again_NC.sum())
+        if misplaced_NC is not None:
+            loss = loss + (misplaced_NC * batch.place_weights_NC).sum()
+        return loss, parts
 
-    def losses(self, features_BPF: Tensor, inputs_NC: Tensor, targets_NC: Tensor) -> Tensor:
-        """Cross entropy at every position, [N, C]."""
-        logits_TV = self.logits(features_BPF, inputs_NC).float()
-        flat: Tensor = cross_entropy(logits_TV, targets_NC.flatten(), reduction="none")
-        return flat.view(targets_NC.shape)
+    def losses(
+        self, features_BPF: Tensor, inputs_NC: Tensor, targets_NC: Tensor, places_NC: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Cross entropy of the words at every position, and of the places if there is a head for
+        them, [N, C]."""
+        states: list[Tensor] | None = None if self.places is None else []
+        logits_TV = self.logits(features_BPF, inputs_NC, states).float()
+        words_T = cross_entropy(logits_TV, targets_NC.flatten(), reduction="none")
+        if self.places is None or states is None:
+            return words_T.view(targets_NC.shape), None
+        middle_NCD = states[len(states) // 2].view(*targets_NC.shape, -1)
+        found_NCY = self.places(middle_NCD).float()
+        places_T = cross_entropy(
+            found_NCY.flatten(0, 1), places_NC.flatten(), reduction="none", ignore_index=NOWHERE
+        )
+        return words_T.view(targets_NC.shape), places_T.view(targets_NC.shape)
 
-    def logits(self, features_BPF: Tensor, inputs_NC: Tensor) -> Tensor:
-        """Logits of all canvas rows, [N x C, V]."""
+    def logits(
+        self, features_BPF: Tensor, inputs_NC: Tensor, states: list[Tensor] | None = None
+    ) -> Tensor:
+        """Logits of all canvas rows, [N x C, V]; `states` receives those rows after each layer."""
         if self.captioner.config.language.prefix_attention == "full":
-            return self._logits_seen_by_prompt(features_BPF, inputs_NC)
+            return self._logits_seen_by_prompt(features_BPF, inputs_NC, states)
         decoder = self.captioner.model
         pictures, canvases = len(features_BPF), len(inputs_NC)
         prompt_BQD = self.prompt(features_BPF)
@@ -103,10 +142,12 @@ class SceneObjective(nn.Module):
         )
         positions_C = rows + torch.arange(inputs_NC.shape[1], device=features_BPF.device)
         canvas_TD = decoder.embed_tokens(inputs_NC.flatten())
-        hidden_TD = decoder(canvas_TD, positions_C.repeat(canvases), prefix)
+        hidden_TD = decoder(canvas_TD, positions_C.repeat(canvases), prefix, collect=states)
         return self.captioner.logits(hidden_TD)
 
-    def _logits_seen_by_prompt(self, features_BPF: Tensor, inputs_NC: Tensor) -> Tensor:
+    def _logits_seen_by_prompt(
+        self, features_BPF: Tensor, inputs_NC: Tensor, states: list[Tensor] | None
+    ) -> Tensor:
         """The same with full attention: every canvas has prompt rows of its own."""
         decoder = self.captioner.model
         canvases, columns = inputs_NC.shape
@@ -114,11 +155,20 @@ class SceneObjective(nn.Module):
         prompt_NQD = prompt_BQD.repeat_interleave(canvases // len(features_BPF), 0)
         whole_NLD = torch.cat((prompt_NQD, decoder.embed_tokens(inputs_NC)), dim=1)
         positions_L = torch.arange(whole_NLD.shape[1], device=features_BPF.device)
+        all_states: list[Tensor] | None = None if states is None else []
         hidden_TD = decoder(
-            whole_NLD.flatten(0, 1), positions_L.repeat(canvases), DenseAttend(canvases)
+            whole_NLD.flatten(0, 1),
+            positions_L.repeat(canvases),
+            DenseAttend(canvases),
+            collect=all_states,
         )
-        hidden_NLD = hidden_TD.view(*whole_NLD.shape[:2], -1)
-        return self.captioner.logits(hidden_NLD[:, -columns:].flatten(0, 1))
+
+        def canvas_rows(rows_TD: Tensor) -> Tensor:
+            return rows_TD.view(*whole_NLD.shape[:2], -1)[:, -columns:].flatten(0, 1)
+
+        if states is not None and all_states is not None:
+            states += map(canvas_rows, all_states)
+        return self.captioner.logits(canvas_rows(hidden_TD))
 
     def prompt(self, features_BPF: Tensor) -> Tensor:
         """Prompt rows: text, projected cells and the newline, text, [B, Q, D]."""

@@ -65,4 +65,6 @@ def paper_canvases(
         weights_NC=noised.weight_BL.float().numpy(),
         parts_NC=np.where(part_NC >= 0, number[part_NC], 0),
         slots_NC=plain.slots_NC,
+        places_NC=plain.places_NC,
+        place_weights_NC=plain.place_weights_NC,
     )

@@ -97,18 +97,21 @@ def save(tokenizer: Tokenizer, folder: str | Path) -> None:
     (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
 
 
-def slot_ids(tokenizer: Tokenizer, caption: Caption) -> tuple[list[int], list[int]]:
-    """Token ids of a caption, and beside each the kind of content it holds.
+def slot_ids(tokenizer: Tokenizer, caption: Caption) -> tuple[list[int], list[int], list[int]]:
+    """Token ids of a caption, and beside each the kind of content it holds and whose it is.
 
-    0 is template text, 1 + i is `SLOTS[i]`. A token belongs to a span if it overlaps it.
+    Kinds: 0 is template text, 1 + i is `SLOTS[i]`. Whose: the sticker's index, -1 for the scene's
+    and for template text. A token belongs to a span if it overlaps it.
     """
     encoding = tokenizer.encode(caption.text, add_special_tokens=False)
     kinds = [0] * len(encoding.ids)
+    stickers = [-1] * len(encoding.ids)
     for span, (first, last) in zip(
         caption.spans, token_ranges(encoding.offsets, caption.spans), strict=True
     ):
         kinds[first:last] = [_SLOT_INDEX[span.slot]] * (last - first)
-    return encoding.ids, kinds
+        stickers[first:last] = [span.sticker] * (last - first)
+    return encoding.ids, kinds, stickers
 
 
 def token_ranges(
