@@ -8,7 +8,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 JOBS ?= 2
 SOURCES := server rediff_model kernels training benchmarks tests scripts
 
-.PHONY: install serve test test-browser check fix bench embedded gpu-check clean
+.PHONY: install serve test test-browser check fix bench gate embedded gpu-check clean
 
 # torch goes in first and alone: with it in place no other package pulls a CUDA build.
 $(STAMP): pyproject.toml
@@ -51,6 +51,10 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.checkpoint --json benchmarks/results/checkpoint.json
 	$(BIN)/python -m benchmarks.sampler --model rediff_model/checkpoints/embedded --n 16 \
 		--json benchmarks/results/sampler.json
+
+# Measures anew and compares ratios with benchmarks/results; fails where one is worse than allowed.
+gate: $(STAMP)
+	$(BIN)/python -m benchmarks.gate $(ARGS)
 
 # The shipped embedded checkpoint from its seed; hours on one core, and resumed where it was killed.
 embedded: $(DEV_STAMP)

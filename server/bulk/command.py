@@ -60,9 +60,14 @@ def caption(
                 stack.callback(remote.close)
             model = settings.model if remote is None else remote.model
             # Before a model is loaded: much that can be wrong with an output is seen here.
-            output = _output(options, settings, _head(options, order, model), as_json=as_json)
+            head = _head(options, order, model)
+            output = _output(options, settings, head, as_json=as_json)
             stack.callback(output.close)
-            captioner: Captioner = remote or _local(options, settings, order, load)
+            captioner: Captioner
+            if options.ray:
+                captioner = _ray(options, settings, order, head)
+            else:
+                captioner = remote or _local(options, settings, order, load)
             stack.callback(captioner.close)
             return _run(options, captioner, output)
     except KeyboardInterrupt:
@@ -116,6 +121,13 @@ def _local(
 
     limits = image_limits(settings)
     return Local.open(load, settings.engine(), order, limits, options.workers)
+
+
+def _ray(options: BulkOptions, settings: Settings, order: Order, head: dict[str, Any]) -> Captioner:
+    # An optional extra.
+    from server.bulk.ray import RayCaptioner
+
+    return RayCaptioner.open(options, settings, order, head)
 
 
 def _is_complete(options: BulkOptions) -> bool:

@@ -52,6 +52,9 @@ class BulkOptions(BaseModel):
     base_url: str | None = None
     concurrency: int = Field(16, ge=1, le=4096)
     retries: int = Field(8, ge=0, le=1000)
+    ray: bool = False
+    ray_engines: int | None = Field(None, ge=1, le=100_000)
+    ray_group: int = Field(64, ge=1, le=1_000_000)
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> Self:
@@ -128,6 +131,7 @@ class BulkOptions(BaseModel):
             raise BulkError("name pictures, folders or shards, or a file of paths with --list")
         if self.overwrite and self.resume:
             raise BulkError("--overwrite begins anew, --resume does not: give one")
+        self._check_ray()
         if not self.writes:
             for name in ("overwrite", "resume", "min_confidence", "doubtful", "report"):
                 if getattr(self, name):
@@ -149,3 +153,20 @@ class BulkOptions(BaseModel):
             for path in (self.out, self.doubtful):
                 if path is not None and path.is_dir():
                     raise BulkError(f"{path} is a folder, and --format {self.format} needs a file")
+
+    def _check_ray(self) -> None:
+        given = [name for name in ("ray_engines", "ray_group") if name in self.model_fields_set]
+        if not self.ray:
+            if given:
+                raise BulkError(f"--{given[0].replace('_', '-')} is for --ray")
+            return
+        if self.base_url is not None:
+            raise BulkError("--base-url is for a server, --ray is for a cluster: give one")
+        for name in ("concurrency", "retries"):
+            if name in self.model_fields_set:
+                raise BulkError(f"--{name} is for --base-url, not for --ray")
+        if self.out is None:
+            raise BulkError("--ray needs --out")
+        for path in self.files:
+            if path.suffix.lower() == ".parquet":
+                raise BulkError(f"--ray reads pictures, folders, lists and .tar shards, not {path}")

@@ -113,6 +113,15 @@ def caption(
     retries: Annotated[
         Number, _option("retries", "Attempts after the first, for each picture.", "8")
     ] = None,
+    ray: Annotated[
+        bool, _switch("ray", "Engines on a Ray cluster. Needs --out; reads no parquet.")
+    ] = False,
+    ray_engines: Annotated[
+        Number, _option("ray-engines", "How many, one a GPU.", "the cluster's GPUs, or 1")
+    ] = None,
+    ray_group: Annotated[
+        Number, _option("ray-group", "Pictures handed to an engine at a time.", "64")
+    ] = None,
     model: Model = None,
     revision: Revision = None,
     device: Device = None,
@@ -168,7 +177,7 @@ def caption(
     remasking: Annotated[Text, _option("remasking", "low_confidence or random.")] = None,
     as_json: Annotated[bool, _switch("json", "Print one JSON object a file.")] = False,
 ) -> None:
-    """Caption pictures, without a server unless --base-url names one.
+    """Caption pictures here, with the server that --base-url names, or on a cluster with --ray.
 
     Files alone are printed: of one the caption, of several `FILE: caption`; one that cannot be
     read is told on stderr, and the exit status is 1. With folders, lists, shards, --out or

@@ -11,7 +11,10 @@ from training.scenes.atlas import Atlas
 from training.scenes.canvases import (
     END_SLOT,
     MASKED,
+    NAME_SLOTS,
+    NOWHERE,
     PAIR,
+    RELATION_SLOTS,
     REPLACED,
     CanvasBuilder,
     Canvases,
@@ -148,6 +151,36 @@ def test_a_cut_canvas_is_written_on_one_side_and_weighs_most_next_to_the_cut(
             assert (np.diff(behind) <= 0).all()
             assert behind[-1] < behind[0]
     assert np.median(best) < 0.15 * got.inputs_NC.shape[1]
+
+
+def test_a_drilled_canvas_has_many_relations_and_misses_only_how_they_stand(
+    builder: CanvasBuilder,
+) -> None:
+    got, usual = build(builder, Mix(drill=1.0, replace=0.5)), build(builder, Mix())
+    missing_NC = got.inputs_NC == MASK_ID
+    assert np.array_equal(missing_NC, got.slots_NC == RELATION_SLOTS[0])
+    assert np.array_equal(got.inputs_NC != got.targets_NC, missing_NC)
+    assert (got.slots_NC == RELATION_SLOTS[0]).sum() > 2 * (
+        usual.slots_NC == RELATION_SLOTS[0]
+    ).sum()
+
+
+def test_places_are_told_of_visible_names_alone(
+    builder: CanvasBuilder, tokenizer: Tokenizer
+) -> None:
+    got = build(builder, Mix(replace=0.5, pair=0.2, place_weight=3.0))
+    told_NC = got.places_NC != NOWHERE
+    named_NC = np.isin(got.slots_NC, NAME_SLOTS)
+    assert np.array_equal(told_NC, named_NC & (got.inputs_NC == got.targets_NC))
+    assert np.array_equal(got.place_weights_NC, np.where(told_NC, np.float32(3), np.float32(0)))
+    whole = build(builder, Mix(unmasked=True))
+    for row, scene in enumerate(scene for scene in SCENES for _ in range(2)):
+        for slot in NAME_SLOTS:
+            chosen = whole.slots_NC[row] == slot
+            said = tokenizer.decode(whole.targets_NC[row][chosen].tolist())
+            for sticker in scene.stickers:
+                if sticker.name in said:
+                    assert sticker.place in whole.places_NC[row][chosen]
 
 
 @pytest.mark.parametrize("compat", ["default", "official"])

@@ -85,9 +85,12 @@ def test_training_without_names_is_possible() -> None:
 def test_slots_mark_the_tokens_of_content_words(seed: int) -> None:
     tokenizer = sample_tokenizer()
     caption = compose(random_scene(seed), np.random.default_rng(seed))
-    ids, kinds, _ = slot_ids(tokenizer, caption)
+    ids, kinds, owners = slot_ids(tokenizer, caption)
     assert tokenizer.decode(ids) == caption.text
-    assert len(kinds) == len(ids)
+    assert len(kinds) == len(ids) == len(owners)
+    for span in caption.spans:
+        kind = 1 + SLOTS.index(span.slot)
+        assert any(k == kind and o == span.sticker for k, o in zip(kinds, owners, strict=True))
     # Every run of one kind decodes to the phrases of its spans, in order.
     for slot in SLOTS:
         kind = 1 + SLOTS.index(slot)

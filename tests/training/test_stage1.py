@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rediff_model.config import VisionConfig
@@ -58,9 +58,10 @@ def scene_run(tower_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Sce
     return prepare(tiny(tower_file), tmp_path_factory.mktemp("run"))
 
 
-def scene_batch(scene_run: SceneRun, folder: Path) -> SceneBatch:
+def scene_batch(scene_run: SceneRun, folder: Path, mix: Mix | None = None) -> SceneBatch:
     features = load_or_build("train", 0, 4, scene_run.atlas, scene_run.model, folder)
-    canvases = scene_run.canvases.build(features.scenes, 2, Mix(), np.random.default_rng(0))
+    rng = np.random.default_rng(0)
+    canvases = scene_run.canvases.build(features.scenes, 2, mix or Mix(), rng)
     return SceneBatch.of(features.rows(np.arange(4)), canvases)
 
 
@@ -92,6 +93,32 @@ def test_training_logits_are_those_of_the_sampler(scene_run: SceneRun, tmp_path:
     first_TV, other_first_TV = logits_TV[:128], other_TV[:128]
     torch.testing.assert_close(first_TV, other_first_TV)
     assert not torch.allclose(logits_TV[128:256], other_TV[128:256])
+
+
+@pytest.mark.parametrize("attention", ["prefix", "full"])
+def test_where_a_named_sticker_is_can_be_learnt_from_the_middle_layer(
+    tower_file: Path, tmp_path: Path, attention: str
+) -> None:
+    shape = {"hidden_size": 32, "intermediate_size": 64, "layers": 3, "heads": 2}
+    phases = [{"steps": 6, "drill": 0.5, "place_weight": 30.0}]
+    config = tiny(
+        tower_file, model=shape | {"prefix_attention": attention}, phases=phases, align_steps=0
+    )
+    checkpoint = run(config, tmp_path / "run")
+    assert all("places" not in name for name in load_file(checkpoint / "model.safetensors"))
+    scene_run = prepare(config, tmp_path / "again")
+    batch = scene_batch(scene_run, tmp_path, Mix(place_weight=30.0))
+    optimizer = torch.optim.Adam(scene_run.objective.parameters(), 1e-2)
+    losses = []
+    for _ in range(40):
+        loss, parts = scene_run.objective(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        total, count = parts["loss_place"]
+        losses.append((total / count).item())
+    assert losses[0] > 1.5
+    assert losses[-1] < 0.5 * losses[0]
 
 
 def test_slot_accuracy_counts_what_is_right(scene_run: SceneRun, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, rms_norm
 
 from rediff_model.cache import DenseAttend, PrefixAttend
 from training.scenes.canvases import END_SLOT, NAME_SLOTS, NOWHERE, PARTS, PLACES, Canvases
@@ -115,10 +115,10 @@ class SceneObjective(nn.Module):
         words_T = cross_entropy(logits_TV, targets_NC.flatten(), reduction="none")
         if self.places is None or states is None:
             return words_T.view(targets_NC.shape), None
-        middle_NCD = states[len(states) // 2].view(*targets_NC.shape, -1)
-        found_NCY = self.places(middle_NCD).float()
+        middle_TD = states[len(states) // 2]
+        found_TY = self.places(rms_norm(middle_TD, middle_TD.shape[-1:])).float()
         places_T = cross_entropy(
-            found_NCY.flatten(0, 1), places_NC.flatten(), reduction="none", ignore_index=NOWHERE
+            found_TY, places_NC.flatten(), reduction="none", ignore_index=NOWHERE
         )
         return words_T.view(targets_NC.shape), places_T.view(targets_NC.shape)
 

@@ -1,0 +1,151 @@
+"""What Ray Data calls on a worker: an engine of its own, with pictures in and captions out."""
+
+from __future__ import annotations
+
+import json
+import logging
+import queue
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any, Final
+
+from rediff_model.generation import Generation
+from server.api.answers import geometric_mean
+from server.bulk.item import BulkError, Captioned, Item
+from server.bulk.pictures import PictureError, decode
+from server.engine.engine import Engine
+from server.engine.request import Failure, Job
+from server.metrics import Metrics
+from server.offline import Order, image_limits
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from rediff_model.settings import SamplerSettings
+    from server.engine.engine import State
+    from server.engine.request import Event, Prepared, Runner
+    from server.settings import Settings
+
+_UNBOUNDED: Final = 2**31
+_NOTHING: Final[dict[str, Any]] = asdict(Captioned("", 0.0, 0, 0, "")) | {"error": ""}
+
+logger = logging.getLogger(__name__)
+
+
+class Captions:
+    """Captions batches of rows. For `Dataset.map_batches`, with an actor each.
+
+    A row has `key`, passed on as it is; `image`, the bytes of a JPEG, PNG or WEBP file; `prompt`,
+    empty for the default question; and `settings`, JSON with the names of `rediff caption`'s
+    sampler options, such as `{"preset": "adaptive", "max_new_tokens": 64}`. Its answer has `key`,
+    `text`, `confidence`, `revisions`, `steps`, `finish_reason`, and `error`: empty, or why there is
+    no caption. A row that comes with an `error` keeps it.
+
+    Calls may overlap; their rows share the engine's steps.
+    """
+
+    def __init__(self, settings: Settings, threads: int = 2) -> None:
+        """Load the model. `threads` decode pictures and encode them.
+
+        Raises:
+            BulkError: it cannot be loaded.
+        """
+        # Imports torch.
+        from server.engine.runner import SamplerRunner
+
+        self._asked = settings
+        self._limits = image_limits(settings)
+        states: queue.SimpleQueue[State] = queue.SimpleQueue()
+        # Whoever calls bounds what waits here.
+        config = replace(settings.engine(), max_queue=_UNBOUNDED)
+        self._engine = Engine(lambda: SamplerRunner.load(config), config, Metrics(), states.put)
+        self._engine.start()
+        if states.get() != "ready":
+            raise BulkError(str(self._engine.error))
+        assert self._engine.runner is not None
+        self._runner: Runner = self._engine.runner
+        self._threads = ThreadPoolExecutor(threads, "prepare")
+
+    def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+        """The answers, in the order of the rows.
+
+        Raises:
+            CannotCaption: prompt or settings of a row cannot be used.
+            BulkError: the engine ended.
+        """
+        rows = [
+            {name: column[number] for name, column in batch.items()}
+            for number in range(len(batch["key"]))
+        ]
+        orders = {(row["prompt"], row["settings"]) for row in rows}
+        sampling = {asked: self._order(*asked) for asked in orders}
+        done: queue.SimpleQueue[tuple[int, Event | PictureError]] = queue.SimpleQueue()
+        for number, row in enumerate(rows):
+            order, settings = sampling[row["prompt"], row["settings"]]
+            self._threads.submit(self._begin, number, row, order, settings, done)
+        results = dict(done.get() for _ in rows)
+        answers = [self._answer(results[number]) for number in range(len(rows))]
+        columns = {name: [answer[name] for answer in answers] for name in _NOTHING}
+        return {"key": [row["key"] for row in rows]} | columns
+
+    def _order(self, prompt: str, settings: str) -> tuple[Order, SamplerSettings]:
+        order = Order.read(self._asked, json.loads(settings or "{}"), prompt)
+        return order, order.fit(self._runner)
+
+    def _begin(
+        self,
+        number: int,
+        row: Mapping[str, Any],
+        order: Order,
+        settings: SamplerSettings,
+        done: queue.SimpleQueue[tuple[int, Event | PictureError]],
+    ) -> None:
+        """Runs in a thread: from a row to a job of the engine."""
+        try:
+            if error := row.get("error"):
+                raise PictureError(error)
+            picture = decode(Item("", "", "", content=bytes(row["image"])), self._limits)
+            prompt = self._runner.prepare(picture, order.prompt)
+        except PictureError as error:
+            done.put((number, error))
+        # Whatever one picture does to the model must not cost the others.
+        except Exception as error:
+            logger.debug("a picture could not be encoded", exc_info=True)
+            done.put((number, PictureError(f"it cannot be encoded: {error}")))
+        else:
+            self._queue(number, prompt, settings, done, may_fail=True)
+
+    def _queue(
+        self,
+        number: int,
+        prompt: Prepared,
+        settings: SamplerSettings,
+        done: queue.SimpleQueue[tuple[int, Event | PictureError]],
+        *,
+        may_fail: bool,
+    ) -> None:
+        def told(event: Event) -> None:
+            # A step fails for everybody in it, whoever is the cause: the others have a second try.
+            if may_fail and isinstance(event, Failure) and event.kind == "step":
+                self._queue(number, prompt, settings, done, may_fail=False)
+            else:
+                done.put((number, event))
+
+        self._engine.submit(Job(prompt, settings, told))
+
+    def _answer(self, result: Event | PictureError) -> dict[str, Any]:
+        if isinstance(result, Generation):
+            caption = Captioned(
+                text=self._runner.decode(result.ids).strip(),
+                confidence=round(geometric_mean(result.confidences[: len(result.ids)]), 6),
+                revisions=result.revisions,
+                steps=result.steps,
+                finish_reason=result.finish_reason,
+            )
+            return _NOTHING | asdict(caption)
+        if isinstance(result, PictureError):
+            return _NOTHING | {"error": str(result)}
+        assert isinstance(result, Failure)
+        if result.kind == "engine":
+            raise BulkError(f"the engine ended: {self._engine.error}")
+        return _NOTHING | {"error": result.message or f"the engine gave it up ({result.kind})"}
