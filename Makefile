@@ -61,6 +61,8 @@ embedded: $(DEV_STAMP)
 	$(BIN)/rediff train stage1 --config training/configs/embedded-cpu.yaml --out runs/embedded-1
 	$(BIN)/rediff train stage1 --config training/configs/embedded-cpu-2.yaml --out runs/embedded-2
 	$(BIN)/rediff train stage1 --config training/configs/embedded-cpu-3.yaml --out runs/embedded-3
+	$(BIN)/rediff train stage1 --config training/configs/embedded-cpu-4.yaml --out runs/embedded-4
+	$(BIN)/rediff train stage1 --config training/configs/embedded-cpu-5.yaml --out runs/embedded-5
 
 # Installs nothing: make gpu-check PYTHON=python3 runs where torch, triton and transformers are.
 gpu-check:

@@ -153,16 +153,22 @@ def test_a_cut_canvas_is_written_on_one_side_and_weighs_most_next_to_the_cut(
     assert np.median(best) < 0.15 * got.inputs_NC.shape[1]
 
 
-def test_a_drilled_canvas_has_many_relations_and_misses_only_how_they_stand(
+def test_a_drilled_canvas_has_many_relations_and_misses_only_words_of_them(
     builder: CanvasBuilder,
 ) -> None:
     got, usual = build(builder, Mix(drill=1.0, replace=0.5)), build(builder, Mix())
+    relation = RELATION_SLOTS[0]
+    assert (got.slots_NC == relation).sum() > 2 * (usual.slots_NC == relation).sum()
     missing_NC = got.inputs_NC == MASK_ID
-    assert np.array_equal(missing_NC, got.slots_NC == RELATION_SLOTS[0])
     assert np.array_equal(got.inputs_NC != got.targets_NC, missing_NC)
-    assert (got.slots_NC == RELATION_SLOTS[0]).sum() > 2 * (
-        usual.slots_NC == RELATION_SLOTS[0]
-    ).sum()
+    kinds = set()
+    for missing, slots in zip(missing_NC, got.slots_NC, strict=True):
+        hidden = frozenset(slots[missing].tolist())
+        assert hidden <= set(RELATION_SLOTS)
+        assert np.array_equal(missing, np.isin(slots, list(hidden)))
+        kinds.add(hidden)
+    assert {len(kind) for kind in kinds} == {1, 2}
+    assert len(kinds) == 6
 
 
 def test_places_are_told_of_visible_names_alone(

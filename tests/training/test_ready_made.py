@@ -16,6 +16,8 @@ KINDS: dict[str, type[Training]] = {
     "embedded-cpu": SceneTraining,
     "embedded-cpu-2": SceneTraining,
     "embedded-cpu-3": SceneTraining,
+    "embedded-cpu-4": SceneTraining,
+    "embedded-cpu-5": SceneTraining,
     "embedded-gpu": SceneTraining,
     "embedded-stage2-cpu": SceneCorrection,
     "embedded-stage2-gpu": SceneCorrection,

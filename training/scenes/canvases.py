@@ -56,8 +56,8 @@ class Mix:
     pair: float = 0.0
     """Share of canvases with nothing masked and one hallucination."""
     drill: float = 0.0
-    """Share of canvases whose captions have many relations, and of which only the words for how
-    two stickers stand to each other are masked."""
+    """Share of canvases whose captions have many relations, and of which only one or two kinds of
+    the relations' words are masked: which stickers, or how they stand to each other."""
     replace_low: float = 0.03
     replace_high: float = 0.12
     content_weight: float = 3.0
@@ -146,7 +146,7 @@ class CanvasBuilder:
                 pair_NC[row] = inputs_NC[row] != targets_NC[row]
         masked_NC, nearness_NC = self._mask(slots_NC, mix, rng)
         masked_NC[pair_N | mix.unmasked] = False
-        masked_NC[drill_N] = slots_NC[drill_N] == RELATION_SLOTS[0]
+        masked_NC[drill_N] = self._drill(slots_NC[drill_N], rng)
         nearness_NC[drill_N] = 1.0
         replace_N = ~pair_N & ~drill_N & (rng.random(count) < mix.replace / max(1e-9, 1 - mix.pair))
         replaced_NC = self._replace(
@@ -207,6 +207,16 @@ class CanvasBuilder:
             nearness_NC = np.where(cut_N1, near_NC, nearness_NC)
         masked: np.ndarray = draws_NC < rate_NC
         return masked, nearness_NC
+
+    def _drill(self, slots_NC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """The words of relations of one kind in most canvases, of two in the others."""
+        count = len(slots_NC)
+        kinds_N1 = 1 + (rng.random((count, 1)) < 0.3)
+        hidden_NK = rng.random((count, len(RELATION_SLOTS))).argsort(axis=1) < kinds_N1
+        masked_NC = np.zeros(slots_NC.shape, dtype=bool)
+        for kind, slot in enumerate(RELATION_SLOTS):
+            masked_NC |= hidden_NK[:, [kind]] & (slots_NC == slot)
+        return masked_NC
 
     def _replace(
         self,
