@@ -46,7 +46,7 @@ def job(
 
 
 class CountingRunner:
-    """Ends each request after as many steps as it asked for; `before_step` may raise."""
+    """Ends each request after as many steps as it asked for; what comes `before_` may raise."""
 
     def __init__(self) -> None:
         self.info = INFO
@@ -55,6 +55,7 @@ class CountingRunner:
         self.joined: list[tuple[int, ...]] = []
         self.before_join: Callable[[Mapping[int, Job]], None] = lambda jobs: None
         self.before_step: Callable[[Mapping[int, Job]], None] = lambda jobs: None
+        self.before_drop: Callable[[Mapping[int, Job]], None] = lambda jobs: None
         self.broken: set[int] = set()
         self.opened: list[CountingBatch] = []
 
@@ -109,9 +110,11 @@ class CountingBatch:
         return Outcome(tuple(steps), captions, broken, canvas_rows=rows)
 
     def drop(self, numbers: Collection[int]) -> None:
-        for number in numbers:
-            if self.jobs.pop(number, None) is not None:
-                del self._steps[number]
+        leaving = {number: self.jobs[number] for number in numbers if number in self.jobs}
+        if leaving:
+            self._runner.before_drop(leaving)
+        for number in leaving:
+            del self.jobs[number], self._steps[number]
 
     def _event(self, number: int, *, done: bool) -> StepEvent:
         planned = self.jobs[number].settings.planned_steps

@@ -11,7 +11,7 @@ from server.engine.request import Failure, FailureKind, StepTrace
 from server.engine.scheduler import QueueOverflow, TooLarge
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from server.engine.request import Event, Job, Opens, Outcome
     from server.engine.scheduler import Scheduler
@@ -78,7 +78,7 @@ class Loop:
         began, self._computing = self._clock(), 0.0
         self._take_arrivals(began)
         decision = self._scheduler.decide(began)
-        self._batch.drop(decision.leaving)
+        self._drop(decision.leaving, decision.joining)
         self._fail(decision.expired, "deadline")
         self._join(decision.joining, began)
         outcome = self._compute()
@@ -134,7 +134,7 @@ class Loop:
                 self._batch.join({job.number: job for job in part})
             except MemoryError:
                 # Nobody is newer than those who are left to join, the last of them the newest.
-                left.remove(self._shed())
+                left.remove(self._shed(left))
             except Exception:
                 if len(part) > 1:
                     together = False
@@ -160,16 +160,30 @@ class Loop:
             except MemoryError:
                 self._shed()
             except Exception:
-                failed = list(self._scheduler.running.values())
-                logger.exception("a step of %d requests failed", len(failed))
-                self._scheduler.finish([job.number for job in failed])
-                self._batch = self._runner.open()
-                self._fail(failed, "step")
+                self._fail_batch()
             finally:
                 self._computing += self._clock() - started
         return None
 
-    def _shed(self) -> Job:
+    def _drop(self, numbers: Collection[int], joining: Collection[Job] = ()) -> None:
+        """Take jobs out of the batch; where that raises, the others in it fail with it."""
+        try:
+            self._batch.drop(numbers)
+        except Exception:
+            self._fail_batch(joining)
+
+    def _fail_batch(self, joining: Collection[Job] = ()) -> None:
+        """Fail everybody in the batch for the exception at hand, and open another one.
+
+        `joining` are admitted, and not in it yet.
+        """
+        failed = [job for job in self._scheduler.running.values() if job not in joining]
+        logger.exception("a step of %d requests failed", len(failed))
+        self._scheduler.finish([job.number for job in failed])
+        self._batch = self._runner.open()
+        self._fail(failed, "step")
+
+    def _shed(self, joining: Collection[Job] = ()) -> Job:
         """Out of memory: the newest request makes room, to come back when there is some."""
         alone = len(self._scheduler.running) == 1
         job = self._scheduler.shed()
@@ -179,7 +193,7 @@ class Loop:
             self._scheduler.row_limit,
         )
         self._metrics.shed.inc()
-        self._batch.drop([job.number])
+        self._drop([job.number], joining)
         if alone or (job.wants_steps and job.stepped):
             # What a caller has seen of a caption must not begin again.
             self._fail([job], "memory")
@@ -192,7 +206,6 @@ class Loop:
         now = self._clock()
         broken = [jobs[number] for number in outcome.broken]
         self._scheduler.finish([*outcome.captions, *outcome.broken])
-        self._batch.drop(outcome.broken)
         for job in jobs.values():
             if not job.stepped:
                 job.stepped = True
@@ -207,6 +220,7 @@ class Loop:
         if broken:
             logger.error("the model gave %d requests numbers that are not finite", len(broken))
             self._fail(broken, "numbers")
+            self._drop(outcome.broken)
 
     def _count(self, outcome: Outcome, requests: int, seconds: float) -> None:
         metrics = self._metrics

@@ -24,6 +24,7 @@ from benchmarks.load import caption_bodies
 from benchmarks.outcomes import Outcome
 from benchmarks.wire import Lost, Wire
 from rediff_model import sampler
+from rediff_model.buffers import Buffers
 from rediff_model.context import Context
 from rediff_model.generation import Generation
 from rediff_model.model import Captioner
@@ -59,6 +60,7 @@ SAMPLINGS: tuple[dict[str, Any], ...] = (
     {"cfg_scale": 1.0, "tokens_per_step": 2},
     {"temperature": 0.7, "seed": 3},
 )
+PLACES = ("join", "step", "pass", "move", "tell", "count")
 PICTURES = tuple(png(20 + 9 * number, 40) for number in range(3))
 KNOWN_CODES = {
     429: {"queue_full"},
@@ -66,6 +68,10 @@ KNOWN_CODES = {
     503: {"not_ready", "engine_down"},
     504: {"deadline_exceeded"},
 }
+
+
+OPERATIONS = {"pass": 150, "move": 8}
+"""What raises within its work, and before which of its operations at the latest."""
 
 
 class Raising(TorchFunctionMode):
@@ -89,22 +95,27 @@ class Trouble:
 
     chance: random.Random
     rate: float = 0.0
-    """Part of joins, steps and forward passes that raise; a pass within its work or after it."""
+    """Part of joins, steps, forward passes and moves of prompts that raise, the last two within
+    their work or after it."""
+    errors: Sequence[Callable[[], Exception]] = ERRORS
+    only: str | None = None
+    """The one place that raises, if not all do."""
     deadly: str | None = None
-    """Where the engine is killed next: `join`, `step`, `pass`, `tell` or `count`."""
-    raised: Counter[str] = field(default_factory=Counter)
+    """Where the engine is killed next, one of PLACES."""
+    raised: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """By place and kind of error."""
 
     def around(self, name: str, work: Callable[..., Any]) -> Callable[..., Any]:
         """The sampler's `work`, with trouble."""
 
         def troubled(*args: Any, **kwargs: Any) -> Any:
             self.kill(name)
-            if self.chance.random() >= self.rate:
+            if self.only not in (None, name) or self.chance.random() >= self.rate:
                 return work(*args, **kwargs)
-            error = self.chance.choice(ERRORS)()
-            self.raised[type(error).__name__] += 1
-            if name == "pass":
-                with Raising(error, self.chance.randrange(150)):
+            error = self.chance.choice(self.errors)()
+            self.raised[name, type(error).__name__] += 1
+            if name in OPERATIONS:
+                with Raising(error, self.chance.randrange(OPERATIONS[name])):
                     work(*args, **kwargs)
             raise error
 
@@ -231,6 +242,7 @@ async def served(
         patch.setattr(sampler, "step", trouble.around("step", sampler.step))
         patch.setattr(sampler, "join", trouble.around("join", sampler.join))
         patch.setattr(Context, "hidden", trouble.around("pass", Context.hidden))
+        patch.setattr(Buffers, "move", trouble.around("move", Buffers.move))
         patch.setattr(Ticket, "from_engine", told)
         patch.setattr(metrics.step_time, "observe", counted)
         config = settings.engine()
@@ -301,7 +313,19 @@ async def test_errors_in_steps_and_callers_who_leave(
         assert counts["left"] > 0
 
 
-@pytest.mark.parametrize("place", ["join", "step", "pass", "tell", "count"])
+async def test_memory_that_runs_out_when_prompts_have_moved(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The state under which they moved cannot go on: its requests fail, the next ones do not."""
+    async with served(checkpoint, monkeypatch, 4, SAMPLINGS[:4]) as server:
+        server.trouble.only, server.trouble.errors = "move", ERRORS[:1]
+        await survives(server, 0.5, callers=12, each=8, seed=4)
+        counts = accounted(server)
+        assert counts["200"] > 0
+        assert server.trouble.raised.keys() == {("move", "OutOfMemoryError")}
+
+
+@pytest.mark.parametrize("place", PLACES)
 async def test_a_killed_engine_is_red_and_leaves_nobody_waiting(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
@@ -338,10 +362,11 @@ async def test_an_engine_that_dies_between_two_captions_answers_the_second(
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 async def test_five_minutes_of_chaos(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    counts, raised, deaths = Counter[str](), Counter[str](), Counter[str]()
+    counts, deaths = Counter[str](), Counter[str]()
+    raised = Counter[tuple[str, str]]()
     end, seed = time.monotonic() + 300, 100
     while time.monotonic() < end:
-        place = ("join", "step", "pass", "tell", "count")[seed % 5]
+        place = PLACES[seed % len(PLACES)]
         async with served(checkpoint, monkeypatch, seed) as server:
             await survives(server, 0.15, callers=24, each=30, seed=seed)
             server.trouble.rate = 0.1
@@ -350,5 +375,5 @@ async def test_five_minutes_of_chaos(checkpoint: Path, monkeypatch: pytest.Monke
             raised += server.trouble.raised
         deaths[place] += 1
         seed += 1
-    for name, counter in {"answers": counts, "raised": raised, "deaths": deaths}.items():
-        logging.getLogger(__name__).info("%s %s", name, dict(counter))
+    logger = logging.getLogger(__name__)
+    logger.info("answers %s raised %s deaths %s", dict(counts), dict(raised), dict(deaths))

@@ -162,6 +162,35 @@ def test_a_step_that_raises_fails_its_batch_and_the_next_step_runs() -> None:
     assert bench.count("rediff_errors_total", kind="step") == 2
 
 
+@pytest.mark.parametrize("error", [RuntimeError("boom"), OutOfMemory()])
+def test_a_request_that_cannot_leave_fails_its_batch_and_those_who_join_go_on(
+    error: Exception,
+) -> None:
+    bench = Bench()
+    bench.runner.before_drop = raising(error, lambda jobs: 0 in jobs)
+    (first, gone), (_, beside) = bench.submit(steps=4), bench.submit(steps=4)
+    bench.loop.step()
+    bench.loop.cancel(first)
+    _, later = bench.submit(steps=2)
+    bench.run()
+    assert gone.events == []
+    assert beside.events == [Failure("step")]
+    assert isinstance(later.last, Generation)
+    assert len(bench.runner.opened) == 2
+    assert bench.count("rediff_rows_running") == 0
+
+
+def test_a_broken_request_that_cannot_leave_takes_no_caption_from_others() -> None:
+    bench = Bench()
+    bench.runner.broken = {1}
+    bench.runner.before_drop = raising(RuntimeError("boom"), lambda jobs: 1 in jobs)
+    told = [bench.submit(steps=steps)[1] for steps in (1, 3, 3)]
+    bench.run()
+    assert isinstance(told[0].last, Generation)
+    assert told[1].events == [Failure("numbers")]
+    assert told[2].events == [Failure("step")]
+
+
 def test_a_caller_that_cannot_be_told_hurts_nobody_else() -> None:
     bench = Bench()
 
@@ -312,7 +341,7 @@ def test_whatever_fails_everybody_gets_one_end_and_nothing_leaks(
         if error is not None:
             raise error
 
-    bench.runner.before_join = bench.runner.before_step = fault
+    bench.runner.before_join = bench.runner.before_step = bench.runner.before_drop = fault
     jobs: list[tuple[Job, Inbox]] = []
     for step in range(150):
         bench.now = float(step)
