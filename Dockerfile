@@ -22,21 +22,40 @@ FROM python:${PYTHON}-slim-bookworm AS install-cpu
 # PyTorch publishes CPU-only wheels on an index of its own; without it the image works the same
 # and is some gigabytes larger.
 ARG TORCH_CPU_INDEX
-RUN python -m venv /opt/rediff
-RUN /opt/rediff/bin/pip install --no-cache-dir \
+RUN python -m venv /opt/rediff \
+ && /opt/rediff/bin/pip install --no-cache-dir \
       ${TORCH_CPU_INDEX:+--index-url "$TORCH_CPU_INDEX"} "torch>=2.11,<2.14"
 COPY --from=wheel /wheels /wheels
 RUN /opt/rediff/bin/pip install --no-cache-dir /wheels/*.whl
 
 FROM python:${PYTHON}-slim-bookworm AS install-cuda
-RUN python -m venv /opt/rediff
-RUN /opt/rediff/bin/pip install --no-cache-dir "torch>=2.11,<2.14"
+RUN python -m venv /opt/rediff \
+ && /opt/rediff/bin/pip install --no-cache-dir "torch>=2.11,<2.14"
 COPY --from=wheel /wheels /wheels
 RUN /opt/rediff/bin/pip install --no-cache-dir /wheels/*.whl
 
+# Triton builds one helper with a C compiler before its first kernel runs, and the last layer has no
+# compiler. So it is built here, against a stand-in for the driver's library, and found there in the
+# cache, whose key knows the folder of that library but not what lies in it.
+FROM install-cuda AS triton
+ENV TRITON_CACHE_DIR=/triton \
+    TRITON_LIBCUDA_PATH=/opt/libcuda
+# hadolint ignore=DL3008
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends gcc libc6-dev \
+ && rm -rf /var/lib/apt/lists/*
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+RUN mkdir /opt/libcuda \
+ && grep -ohE '\bcu[A-Z][A-Za-z0-9_]*' \
+      /opt/rediff/lib/python*/site-packages/triton/backends/nvidia/driver.c \
+    | sort -u | sed 's/.*/void &(void) {}/' \
+    | gcc -x c -shared -fPIC -Wl,-soname,libcuda.so.1 -o /opt/libcuda/libcuda.so.1 - \
+ && LD_LIBRARY_PATH=/opt/libcuda /opt/rediff/bin/python -c \
+      'from triton.backends.nvidia.driver import CudaUtils; CudaUtils()'
+
 FROM python:${PYTHON}-slim-bookworm AS base
 RUN useradd --create-home --uid 10001 rediff \
- && install -d -o rediff -g rediff /models
+ && install -d -o rediff -g rediff /models /var/cache/triton
 ENV PATH=/opt/rediff/bin:$PATH \
     HF_HOME=/models \
     PYTHONUNBUFFERED=1 \
@@ -44,7 +63,7 @@ ENV PATH=/opt/rediff/bin:$PATH \
     REDIFF_PORT=8000
 VOLUME /models
 EXPOSE 8000
-USER rediff
+USER 10001
 WORKDIR /home/rediff
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=3s --start-period=120s --retries=3 \
@@ -57,5 +76,8 @@ COPY --from=install-cpu /opt/rediff /opt/rediff
 
 FROM base AS cuda
 ENV NVIDIA_VISIBLE_DEVICES=all \
-    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    TRITON_CACHE_DIR=/var/cache/triton \
+    TRITON_LIBCUDA_PATH=/opt/libcuda
 COPY --from=install-cuda /opt/rediff /opt/rediff
+COPY --from=triton --chown=10001:10001 /triton /var/cache/triton

@@ -7,9 +7,9 @@
 Runs each benchmark as its committed JSON was made, or with `--fresh` reads what an earlier run
 wrote, and prints what every ratio was, is and may be. The exit status is 1 when one is beyond its
 tolerance or missing, and 2 when two results cannot be compared. Tolerances of processor time are
-what repeated runs on a busy two-core machine differ by; those of the wall clock are wider, and
-are there for time in which nobody computes. A change that moves a ratio for the better, or for a
-good reason, commits the new JSON with it.
+above what a run on a busy two-core machine differed by from the committed one; those of the wall
+clock are wider, and are there for time in which nobody computes. A change that moves a ratio for
+the better, or for a good reason, commits the new JSON with it.
 """
 
 from __future__ import annotations

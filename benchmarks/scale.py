@@ -37,9 +37,9 @@ def tables(plan: Plan) -> str:
     flops = (one.tower_flops, one.prompt_flops, one.step_flops)
     tower, prompt, steps = (f"{part / 1e12:,.0f}" for part in flops)
     parts = [
-        f"A caption: {tower} TFLOP for {one.tiles} tiles, {prompt} for {one.prompt_rows:,} rows of "
-        f"prompt, {steps} for {one.steps} steps. {one.batch} requests run at once on each of "
-        f"{plan.gpus} GPUs at {plan.price:g} an hour.",
+        f"{plan.images:,.0f} pictures on {plan.gpus} GPUs at {plan.price:g} an hour. A caption: "
+        f"{tower} TFLOP for {one.tiles} tiles, {prompt} for {one.prompt_rows:,} rows of prompt, "
+        f"{steps} for {one.steps} steps; {one.batch} requests run at once.",
         _table(_TIME, (_time(changed, name) for name, changed in _uses(plan))),
         _table(_TIME, (_time(changed, name) for name, changed in _ways(plan))),
         _table(_TIME, (_time(changed, name) for name, changed in _pictures(plan))),
@@ -62,7 +62,7 @@ def _ways(plan: Plan) -> Iterable[tuple[str, Plan]]:
     for tokens in (1, 4, 8):
         for name, attention, refresh in _KINDS:
             way = replace(modelled, tokens_per_step=tokens, attention=attention, refresh=refresh)
-            yield f"{tokens} tokens a step, {name}", way
+            yield f"{tokens} token{'s' * (tokens > 1)} a step, {name}", way
 
 
 def _pictures(plan: Plan) -> Iterable[tuple[str, Plan]]:

@@ -6,7 +6,7 @@ Everything else is set as for `rediff serve`, by `REDIFF_…` in the environment
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ray import serve
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _BESIDES: Final = 16
 """Requests that a full replica still takes, to refuse them itself, and to tell of its health."""
+_UNASSIGNED: Final = 64
+"""Requests that a proxy may hold at least until it has found a replica for each."""
 
 
 class Scale(BaseModel):
@@ -60,7 +62,8 @@ class Scale(BaseModel):
 class Replica:
     """One service, with one engine, behind our own routes."""
 
-    async def __init__(self, settings: Settings) -> None:
+    # Serve awaits it.
+    async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]
         """Load the model; requests come only when it is ready.
 
         Raises:
@@ -108,12 +111,14 @@ def application(scale: Scale) -> serve.Application:
         # The replica's own line is the one that refuses, in our words; Ray's, which has words of
         # its own, is only for more than that at once.
         "max_ongoing_requests": most + _BESIDES,
-        "max_queued_requests": most,
+        "max_queued_requests": max(most, _UNASSIGNED),
         "backpressure_config": BackpressureConfig(status_code=429, retry_after_s=RETRY_AFTER),
         "health_check_period_s": 5.0,
         "graceful_shutdown_timeout_s": settings.drain_timeout,
     }
-    return Replica.options(**options).bind(settings)
+    # The decorators have made a deployment of the class, which their types do not say.
+    deployment: serve.Deployment = cast("Any", Replica)
+    return deployment.options(**options).bind(settings)
 
 
 def _load(settings: Settings) -> Runner:

@@ -17,6 +17,8 @@ _BENCHMARKS = {
     "sampler": "The batched sampler against the reference, at any model shape.",
     "load": "A server under load: latency, goodput, refusals, every request accounted for.",
     "sweep": "Quality against captions a second: tokens a step, presets, concurrency.",
+    "gate": "Ratios of a fresh run against the committed results; fails when one got worse.",
+    "scale": "GPUs, hours, bytes and cost of a large data set, by the cost model.",
 }
 
 bench = typer.Typer(help="Benchmarks; each has options of its own (--help).", rich_markup_mode=None)
