@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import queue
 import threading
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final, Self
+from functools import partial
+from typing import TYPE_CHECKING, Self
 
-from rediff_model.generation import Generation
-from server.api.answers import geometric_mean
-from server.bulk.item import BulkError, Captioned
+from server.bulk.item import BulkError
 from server.bulk.pictures import PictureError
+from server.bulk.work import Work
 from server.bulk.workers import Decoders
 from server.engine.engine import Engine
-from server.engine.request import Failure, Job
 from server.metrics import Metrics
 from server.offline import CannotCaption
 
@@ -23,20 +21,11 @@ if TYPE_CHECKING:
 
     from rediff_model.settings import SamplerSettings
     from server.api.images import ImageLimits
-    from server.bulk.item import Item
+    from server.bulk.item import Captioned, Item
     from server.engine.config import EngineConfig
     from server.engine.engine import State
-    from server.engine.request import Event, Prepared, Runner
+    from server.engine.request import Event, Runner
     from server.offline import Order
-
-_REASONS: Final = {
-    "request": "the caption could not be begun",
-    "step": "the step that computed it failed twice",
-    "numbers": "the model gave numbers that are not finite",
-    "memory": "there is not enough memory for it",
-}
-
-logger = logging.getLogger(__name__)
 
 
 class Local:
@@ -52,9 +41,8 @@ class Local:
         workers: int,
     ) -> None:
         """`engine` is ready; `settings` are the order's for its model."""
-        assert engine.runner is not None
         self._engine = engine
-        self._runner: Runner = engine.runner
+        self._work = Work(engine)
         self._decoders = decoders
         self._order = order
         self._settings = settings
@@ -105,14 +93,7 @@ class Local:
         number, event = self._done.get()
         if isinstance(event, BulkError):
             raise event
-        if isinstance(event, PictureError):
-            return number, event
-        if isinstance(event, Generation):
-            return number, self._captioned(event)
-        assert isinstance(event, Failure)
-        if event.kind == "engine":
-            raise BulkError(f"the engine ended: {self._engine.error}")
-        return number, PictureError(event.message or _REASONS.get(event.kind, event.kind))
+        return number, self._work.result(event)
 
     def close(self) -> None:
         self._decoders.close()
@@ -126,33 +107,11 @@ class Local:
             if isinstance(picture, (PictureError, BulkError)):
                 self._done.put((number, picture))
                 continue
-            try:
-                prompt = self._runner.prepare(picture, self._order.prompt)
-            # Whatever one picture does to the model must not cost the others.
-            except Exception as error:
-                logger.debug("a picture could not be encoded", exc_info=True)
-                self._done.put((number, PictureError(f"it cannot be encoded: {error}")))
-                continue
-            self._queue(number, prompt, may_fail=True)
+            tell = partial(self._tell, number)
+            self._work.begin(picture, self._order.prompt, self._settings, tell)
 
-    def _queue(self, number: int, prompt: Prepared, *, may_fail: bool) -> None:
-        def told(event: Event) -> None:
-            # A step fails for everybody in it, whoever is the cause: the others have a second try.
-            if may_fail and isinstance(event, Failure) and event.kind == "step":
-                self._queue(number, prompt, may_fail=False)
-            else:
-                self._done.put((number, event))
-
-        self._engine.submit(Job(prompt, self._settings, told))
-
-    def _captioned(self, done: Generation) -> Captioned:
-        return Captioned(
-            text=self._runner.decode(done.ids).strip(),
-            confidence=round(geometric_mean(done.confidences[: len(done.ids)]), 6),
-            revisions=done.revisions,
-            steps=done.steps,
-            finish_reason=done.finish_reason,
-        )
+    def _tell(self, number: int, event: Event | PictureError) -> None:
+        self._done.put((number, event))
 
 
 def _window(max_batch: int, workers: int) -> int:

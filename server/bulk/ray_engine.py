@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import logging
 import queue
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from rediff_model.generation import Generation
-from server.api.answers import geometric_mean
 from server.bulk.item import BulkError, Captioned, Item
 from server.bulk.pictures import PictureError, decode
+from server.bulk.work import Work
 from server.engine.engine import Engine
-from server.engine.request import Failure, Job
 from server.metrics import Metrics
 from server.offline import Order, image_limits
 
@@ -23,13 +20,11 @@ if TYPE_CHECKING:
 
     from rediff_model.settings import SamplerSettings
     from server.engine.engine import State
-    from server.engine.request import Event, Prepared, Runner
+    from server.engine.request import Event
     from server.settings import Settings
 
 _UNBOUNDED: Final = 2**31
 _NOTHING: Final[dict[str, Any]] = asdict(Captioned("", 0.0, 0, 0, "")) | {"error": ""}
-
-logger = logging.getLogger(__name__)
 
 
 class Captions:
@@ -62,8 +57,7 @@ class Captions:
         self._engine.start()
         if states.get() != "ready":
             raise BulkError(str(self._engine.error))
-        assert self._engine.runner is not None
-        self._runner: Runner = self._engine.runner
+        self._work = Work(self._engine)
         self._threads = ThreadPoolExecutor(threads, "prepare")
 
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
@@ -90,7 +84,7 @@ class Captions:
 
     def _order(self, prompt: str, settings: str) -> tuple[Order, SamplerSettings]:
         order = Order.read(self._asked, json.loads(settings or "{}"), prompt)
-        return order, order.fit(self._runner)
+        return order, order.fit(self._work.runner)
 
     def _begin(
         self,
@@ -101,51 +95,21 @@ class Captions:
         done: queue.SimpleQueue[tuple[int, Event | PictureError]],
     ) -> None:
         """Runs in a thread: from a row to a job of the engine."""
+
+        def tell(event: Event | PictureError) -> None:
+            done.put((number, event))
+
         try:
             if error := row.get("error"):
                 raise PictureError(error)
             picture = decode(Item("", "", "", content=bytes(row["image"])), self._limits)
-            prompt = self._runner.prepare(picture, order.prompt)
         except PictureError as error:
-            done.put((number, error))
-        # Whatever one picture does to the model must not cost the others.
-        except Exception as error:
-            logger.debug("a picture could not be encoded", exc_info=True)
-            done.put((number, PictureError(f"it cannot be encoded: {error}")))
+            tell(error)
         else:
-            self._queue(number, prompt, settings, done, may_fail=True)
+            self._work.begin(picture, order.prompt, settings, tell)
 
-    def _queue(
-        self,
-        number: int,
-        prompt: Prepared,
-        settings: SamplerSettings,
-        done: queue.SimpleQueue[tuple[int, Event | PictureError]],
-        *,
-        may_fail: bool,
-    ) -> None:
-        def told(event: Event) -> None:
-            # A step fails for everybody in it, whoever is the cause: the others have a second try.
-            if may_fail and isinstance(event, Failure) and event.kind == "step":
-                self._queue(number, prompt, settings, done, may_fail=False)
-            else:
-                done.put((number, event))
-
-        self._engine.submit(Job(prompt, settings, told))
-
-    def _answer(self, result: Event | PictureError) -> dict[str, Any]:
-        if isinstance(result, Generation):
-            caption = Captioned(
-                text=self._runner.decode(result.ids).strip(),
-                confidence=round(geometric_mean(result.confidences[: len(result.ids)]), 6),
-                revisions=result.revisions,
-                steps=result.steps,
-                finish_reason=result.finish_reason,
-            )
-            return _NOTHING | asdict(caption)
+    def _answer(self, event: Event | PictureError) -> dict[str, Any]:
+        result = self._work.result(event)
         if isinstance(result, PictureError):
             return _NOTHING | {"error": str(result)}
-        assert isinstance(result, Failure)
-        if result.kind == "engine":
-            raise BulkError(f"the engine ended: {self._engine.error}")
-        return _NOTHING | {"error": result.message or f"the engine gave it up ({result.kind})"}
+        return _NOTHING | asdict(result)
