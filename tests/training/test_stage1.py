@@ -15,7 +15,7 @@ from rediff_model.model import Captioner
 from rediff_model.sampler import generate
 from rediff_model.settings import SamplerSettings
 from training.config import SceneTraining, TrainConfigError
-from training.scenes.canvases import Mix
+from training.scenes.canvases import RELATION_SLOTS, Mix
 from training.scenes.features import load_or_build
 from training.scenes.objective import SceneBatch, slot_accuracy
 from training.stage1 import SceneRun, prepare, run
@@ -125,7 +125,29 @@ def test_slot_accuracy_counts_what_is_right(scene_run: SceneRun, tmp_path: Path)
     batch = scene_batch(scene_run, tmp_path)
     result = slot_accuracy(scene_run.objective, batch, scene_run.model_config.mask_token_id)
     assert {"slot_name", "slot_colour", "slot_relation", "slot_mean"} <= result.keys()
-    assert all(0 <= value <= 1 for name, value in result.items() if name.startswith("slot_"))
+    assert all(0 <= result[name] <= 1 for name in result if name.startswith(("slot_", "alone_")))
+
+
+def test_a_relation_alone_is_right_if_the_logits_are(
+    scene_run: SceneRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = scene_batch(scene_run, tmp_path)
+    mask_id = scene_run.model_config.mask_token_id
+    relation_NC = batch.slots_NC == RELATION_SLOTS[0]
+    seen = []
+
+    def logits(_features: torch.Tensor, inputs_NC: torch.Tensor) -> torch.Tensor:
+        """Sure of the target, and of a wrong token wherever more than relations is masked."""
+        seen.append(inputs_NC == mask_id)
+        alone = bool((seen[-1] == relation_NC).all())
+        said_NC = batch.targets_NC if alone else (batch.targets_NC + 1) % 100
+        return nn.functional.one_hot(said_NC.flatten(), 820).float()
+
+    monkeypatch.setattr(scene_run.objective, "logits", logits)
+    result = slot_accuracy(scene_run.objective, batch, mask_id)
+    assert result["alone_relation"] == 1
+    assert result["slot_relation"] == 0
+    assert len(seen) == 3
 
 
 def test_cached_features_survive_an_interrupted_build(scene_run: SceneRun, tmp_path: Path) -> None:
