@@ -164,6 +164,9 @@ def save(
             for file in sorted(Path(tokenizer_folder or "").glob(pattern)):
                 shutil.copyfile(file, fresh / file.name)
         _write_weights(model, fresh, max_shard_bytes)
+        for weights in fresh.glob("*.safetensors"):
+            # safetensors writes files that only their owner may read.
+            weights.chmod((fresh / CONFIG).stat().st_mode)
         if out.exists():
             os.rename(out, Path(scratch) / "old")
         os.rename(fresh, out)

@@ -142,6 +142,8 @@ class SceneTraining(Training):
     the losses of `training.losses` for any captions, mended and official."""
     prefix_attention: Literal["prefix", "full"] | None = None
     """Train a model from `start_from` with this instead of its own; None keeps it."""
+    block_lengths: tuple[int, ...] | None = None
+    """What the checkpoint will ask for, `ModelConfig.block_lengths`; None keeps it as it was."""
 
     @property
     def steps(self) -> int:

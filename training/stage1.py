@@ -123,6 +123,8 @@ def prepare(config: SceneTraining, folder: Path) -> SceneRun:
         tokenizer = Tokenizer.from_file(str(config.start_from / "tokenizer.json"))
         model = CaptionModel(model_config)
         load_weights(model, config.start_from, "cpu", torch.float32)
+    if config.block_lengths is not None:
+        model_config = replace(model_config, block_lengths=config.block_lengths)
     cast("nn.Module", model.tower).requires_grad_(False)
     model.to(processes().device)
     before, after = TextCodec(tokenizer).encode_prompt(conversation([DEFAULT_QUESTION]))

@@ -338,6 +338,12 @@ def test_save_copies_the_tokenizer_and_replaces_a_checkpoint(
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
+def test_whoever_may_read_the_configuration_may_read_the_weights(folder: Path) -> None:
+    modes = {path.name: path.stat().st_mode for path in folder.iterdir()}
+    assert any(name.endswith(".safetensors") for name in modes)
+    assert len(set(modes.values())) == 1
+
+
 def test_save_refuses_other_folders_and_leaves_nothing_behind(
     model: LanguageModel, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
