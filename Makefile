@@ -8,7 +8,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 JOBS ?= 2
 SOURCES := server rediff_model kernels training benchmarks tests scripts
 
-.PHONY: install serve test test-browser check fix bench gate embedded gpu-check clean
+.PHONY: install serve test test-system test-browser check fix bench gate embedded gpu-check clean
 
 # torch goes in first and alone: with it in place no other package pulls a CUDA build.
 $(STAMP): pyproject.toml
@@ -31,7 +31,10 @@ serve: $(STAMP)
 test: check
 	$(BIN)/python -m pytest -q -n $(JOBS) -m "not slow and not gpu and not system" $(ARGS)
 
-# Skips, and says so, where there is no Chromium.
+# With a browser and a Prometheus; skips, and says so, what needs one that is not there.
+test-system: $(DEV_STAMP)
+	$(BIN)/python -m pytest -q -rs -n $(JOBS) -m "system and not slow" $(ARGS)
+
 test-browser: $(DEV_STAMP)
 	$(BIN)/python -m pytest -q -rs -m system tests/system/playground $(ARGS)
 

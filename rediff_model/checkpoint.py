@@ -12,7 +12,7 @@ import re
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -208,7 +208,21 @@ def _stored_tensors(folder: Path) -> Iterator[tuple[Path, str, Tensor]]:
                 for name in sorted(names):
                     yield shard, name, file.get_tensor(name)
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{shard} cannot be read: {error}") from error
+            raise CheckpointError(f"{shard} {_fault(shard, error)}") from error
+
+
+def _fault(shard: Path, error: Exception) -> str:
+    """What is wrong with a weight file that safetensors cannot read."""
+    try:
+        with shard.open("rb") as stream:
+            head = stream.read(32)
+    except OSError as reason:
+        return f"cannot be read: {reason.strerror}"
+    if head.startswith(b"version https://git-lfs"):
+        return "is a pointer of git-lfs, not the weights: git lfs pull"
+    if head.startswith((b"PK\x03\x04", b"\x80\x02")):
+        return "is a pickle file; only safetensors are read"
+    return f"cannot be read: {error}"
 
 
 def _shards(folder: Path) -> list[tuple[Path, set[str] | None]]:
@@ -220,17 +234,30 @@ def _shards(folder: Path) -> list[tuple[Path, set[str] | None]]:
         if pickles:
             raise CheckpointError(f"{pickles[0]} is a pickle file; only safetensors are read")
         raise CheckpointError(f"{folder} holds neither {WEIGHTS} nor {INDEX}")
-    try:
-        weight_map = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-        shards: dict[str, set[str]] = {}
-        for name, shard in weight_map.items():
-            shards.setdefault(Path(shard).name, set()).add(name)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{folder / INDEX} is no shard index: {error!r}") from None
+    shards: dict[str, set[str]] = {}
+    for name, shard in _weight_map(folder / INDEX).items():
+        shards.setdefault(shard, set()).add(name)
     for shard in shards:
         if not (folder / shard).is_file():
             raise CheckpointError(f"shard {folder / shard} is missing")
     return [(folder / shard, names) for shard, names in sorted(shards.items())]
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Tensor names and the files beside `index` that hold them."""
+    try:
+        whole: Any = json.loads(index.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{index} is no shard index: {error}") from None
+    weight_map = whole.get("weight_map") if isinstance(whole, dict) else None
+    if not isinstance(weight_map, dict):
+        raise CheckpointError(f"{index} is no shard index: it has no weight_map")
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or Path(shard).name != shard:
+            raise CheckpointError(
+                f"{index} is no shard index: {name} is in {shard!r}, which is no file beside it"
+            )
+    return weight_map
 
 
 def _homes(module: nn.Module) -> dict[str, list[str]]:

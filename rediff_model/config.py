@@ -19,13 +19,22 @@ Tower = Literal["siglip", "efficientnet_lite0"]
 Aspect = Literal["square", "anyres_max"]
 
 
+MOST_LAYERS = 1000
+"""A model of more layers would be built for hours before its checkpoint is found not to fit."""
+
+
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message names the key and the value."""
 
 
 @dataclass(frozen=True, slots=True)
 class LanguageConfig:
-    """Shape of the language model. Defaults are LLaDA 8B."""
+    """Shape of the language model. Defaults are LLaDA 8B.
+
+    Raises:
+        ConfigError: a size is no positive number, above what anybody has built, or does not
+            divide another one that it must.
+    """
 
     vocab_size: int = 126464
     hidden_size: int = 4096
@@ -50,6 +59,10 @@ class LanguageConfig:
         for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.num_hidden_layers > MOST_LAYERS:
+            raise ConfigError(
+                f"num_hidden_layers must be at most {MOST_LAYERS}, got {self.num_hidden_layers}"
+            )
         if self.num_attention_heads < 1 or self.hidden_size % self.num_attention_heads:
             raise ConfigError(
                 f"num_attention_heads {self.num_attention_heads} does not divide "
@@ -148,9 +161,12 @@ class ModelConfig:
                 raise ConfigError(f"{source} is not valid JSON: {error}") from None
         else:
             values = source
-        if not isinstance(values, Mapping):
-            raise ConfigError(f"the configuration must be an object, got {type(values).__name__}")
-        return cls(**_parse(values))
+        try:
+            return cls(**_parse(values))
+        except ConfigError as error:
+            if isinstance(source, Path):
+                raise ConfigError(f"{source}: {error}") from None
+            raise
 
     def to_json(self) -> dict[str, Any]:
         """The dictionary that `from_json` reads, with the published key names."""
@@ -180,6 +196,9 @@ _REQUIRED = (
     "num_hidden_layers",
     "num_attention_heads",
 )
+_IDS = ("mask_token_id", "suppressed_token_ids", "stop_token_id")
+"""Known for the vocabulary of LLaDA, to be told for any other."""
+MODEL_TYPES = ("llava_llada", "llada")
 _FIXED = {
     "hidden_act": "silu",
     "mm_projector_type": "mlp2x_gelu",
@@ -189,10 +208,18 @@ _FIXED = {
 """Keys whose other values this implementation does not compute."""
 
 
-def _parse(values: Mapping[str, Any]) -> dict[str, Any]:
+def _parse(values: object) -> dict[str, Any]:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"the configuration must be an object, got {type(values).__name__}")
     for key in _REQUIRED:
-        if key not in values:
+        if values.get(key) is None:
             raise ConfigError(f"config.json lacks the key {key}")
+    if values["vocab_size"] != LanguageConfig().vocab_size:
+        for key in _IDS:
+            if values.get(key) is None:
+                raise ConfigError(f"config.json lacks the key {key}")
+    if values.get("model_type", MODEL_TYPES[0]) not in MODEL_TYPES:
+        raise ConfigError(f"model_type must be one of {MODEL_TYPES}, got {values['model_type']!r}")
     for key, expected in _FIXED.items():
         if values.get(key, expected) != expected:
             raise ConfigError(f"{key} must be {expected!r}, got {values[key]!r}")

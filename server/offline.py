@@ -141,8 +141,9 @@ class Captions:
             for path, one in zip(part, prepared, strict=True):
                 if isinstance(one, str):
                     yield FileCaption(path, error=one)
+                elif (done := next(captions)) is None:
+                    yield FileCaption(path, error="the model gave numbers that are not finite")
                 else:
-                    done = next(captions)
                     yield FileCaption(path, self.runner.decode(done.ids).strip(), done)
 
     def _prepare(self, path: Path) -> Prepared | str:
@@ -160,7 +161,8 @@ class Captions:
             return error.strerror or type(error).__name__
         return self.runner.prepare(image, self.prompt)
 
-    def _run(self, prompts: list[Prepared]) -> list[Generation]:
+    def _run(self, prompts: list[Prepared]) -> list[Generation | None]:
+        """Captions; None where the model gives numbers that are not finite."""
         if not prompts:
             return []
         batch = self.runner.open()
@@ -171,9 +173,13 @@ class Captions:
             }
         )
         captions: dict[int, Generation] = {}
-        while len(captions) < len(prompts):
-            captions |= batch.step().captions
-        return [captions[number] for number in range(len(prompts))]
+        broken: set[int] = set()
+        while len(captions) + len(broken) < len(prompts):
+            outcome = batch.step()
+            captions |= outcome.captions
+            broken |= outcome.broken
+            batch.drop(outcome.broken)
+        return [captions.get(number) for number in range(len(prompts))]
 
 
 def image_limits(settings: Settings) -> ImageLimits:

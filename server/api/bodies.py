@@ -77,7 +77,10 @@ async def _read_form(request: Request, kind: type[B]) -> B:
             values[name] = part
         picture = values.pop("image", None)
         if picture is None:
-            raise BadBody(422, "missing_field", "image is missing", "image")
+            # Sent under another name, it would be missing here and unknown there: tell both.
+            files = [name for name, part in values.items() if isinstance(part, UploadFile)]
+            hint = ", the file must be given as image" if files else ""
+            raise BadBody(422, "missing_field", f"image is missing{hint}", "image")
         if not isinstance(picture, UploadFile):
             raise BadBody(422, "wrong_type", "image must be a file part", "image")
         values["image"] = FileSource(content=await picture.read())

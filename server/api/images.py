@@ -68,10 +68,14 @@ def decode_image(data: bytes, limits: ImageLimits) -> Image.Image:
             f"the image has {len(data)} bytes, above the limit of {limits.max_bytes}",
         )
     _check_signature(data)
-    with _open(data) as image:
+    with _open(data, limits) as image:
         _check_size(image.size, limits)
         try:
             image.load()
+            if image.format == "PNG":
+                # The pixels may be whole in a file that is cut in its checksums.
+                with _open(data, limits) as again:
+                    again.verify()
             picture = _to_rgb(image)
         # A hostile file can make a decoder raise nearly anything (OSError, SyntaxError,
         # struct.error, IndexError, MemoryError, ...): all of it means a broken picture.
@@ -92,12 +96,14 @@ def _check_signature(data: bytes) -> None:
         raise ImageError(400, "image_broken", f"the JPEG has more than {MAX_JPEG_SCANS} scans")
 
 
-def _open(data: bytes) -> Image.Image:
+def _open(data: bytes, limits: ImageLimits) -> Image.Image:
     try:
         return Image.open(BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageError(
-            413, "image_too_large", "the image has far more pixels than the limit"
+            413,
+            "image_too_large",
+            f"the image has far more pixels than the limit of {limits.max_pixels}",
         ) from None
     except Exception:  # as above: whatever a header parser raises, the file is broken
         raise _broken() from None

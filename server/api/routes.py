@@ -15,7 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from server import __version__
 from server.api.answers import caption_answer, step_answer
 from server.api.bodies import read_body
-from server.api.errors import error_body
+from server.api.errors import BadBody, error_body
 from server.api.orders import Orders
 from server.api.schemas import CaptionAnswer, CaptionBody, ErrorAnswer, RefineBody
 from server.api.streaming import KEEP_ALIVE, event_stream, events_of, sse, unless_left
@@ -100,6 +100,14 @@ def operation_routes(service: Service) -> APIRouter:
     router = APIRouter(tags=["operation"])
     started = int(time.time())
 
+    def described() -> dict[str, Any]:
+        return {
+            "id": service.model_name,
+            "object": "model",
+            "created": started,
+            "owned_by": "rediff-serve",
+        }
+
     @router.head("/health/live", include_in_schema=False)
     @router.get("/health/live")
     async def live() -> dict[str, str]:
@@ -139,13 +147,14 @@ def operation_routes(service: Service) -> APIRouter:
     @router.get("/v1/models")
     async def models() -> dict[str, Any]:
         """The served model, as OpenAI lists it."""
-        model = {
-            "id": service.model_name,
-            "object": "model",
-            "created": started,
-            "owned_by": "rediff-serve",
-        }
-        return {"object": "list", "data": [model]}
+        return {"object": "list", "data": [described()]}
+
+    @router.get("/v1/models/{name:path}")
+    async def model(name: str) -> dict[str, Any]:
+        """The served model, if that is its name."""
+        if name != service.model_name:
+            raise BadBody(404, "model_not_found", "there is no such model here", "model")
+        return described()
 
     @router.get("/metrics", response_class=Response)
     async def metrics() -> Response:

@@ -58,6 +58,8 @@ def caption(
         typer.Argument(
             help="JPEG, PNG or WEBP files, folders of them, webdataset shards (.tar), parquet.",
             metavar="[FILE]...",
+            # What cannot be read is a failure of its own, and stops nothing.
+            readable=False,
         ),
     ] = None,
     lists: Annotated[

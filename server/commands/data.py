@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from server.commands.options import CommandError, Model, Revision, read_settings
+from server.commands.options import CommandError, Model, Revision, extra, read_settings
 
 data = typer.Typer(help="Make data sets.", rich_markup_mode=None)
 
@@ -80,11 +80,12 @@ def errors(
 ) -> None:
     """Compare the errors of drafts with those that Stage I trains on."""
     settings = read_settings({"model": model})
-    from training.config import SceneTraining, TrainConfigError
-    from training.records import RecordError
-    from training.scenes.atlas import Atlas
-    from training.scenes.error_report import as_text, compare, write
-    from training.stage1 import mix_of
+    with extra("train"):
+        from training.config import SceneTraining, TrainConfigError
+        from training.records import RecordError
+        from training.scenes.atlas import Atlas
+        from training.scenes.error_report import as_text, compare, write
+        from training.stage1 import mix_of
 
     try:
         shape = SceneTraining.read(config)

@@ -14,6 +14,7 @@ from server.commands.options import (
     Model,
     Revision,
     Threads,
+    extra,
     read_settings,
 )
 
@@ -103,11 +104,12 @@ def experiment(
 
     A killed run goes on where it stopped, and experiments share the branches they have in common.
     """
-    from training.config import TrainConfigError
-    from training.experiments.catalogue import EXPERIMENTS
-    from training.experiments.plan import Size
-    from training.experiments.report import plot, section, table
-    from training.experiments.run import run
+    with extra("train"):
+        from training.config import TrainConfigError
+        from training.experiments.catalogue import EXPERIMENTS
+        from training.experiments.plan import Size
+        from training.experiments.report import plot, section, table
+        from training.experiments.run import run
 
     if name != "all" and name not in EXPERIMENTS:
         raise CommandError(f"no experiment {name!r}; there are {', '.join(EXPERIMENTS)}, and all")

@@ -1,6 +1,8 @@
 """Options that several commands share, and how a command fails."""
 
 # Annotations are not postponed here: typer reads them at run time.
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,6 +14,21 @@ if TYPE_CHECKING:
 
 class CommandError(Exception):
     """A command that cannot do its work; the message is one line."""
+
+
+@contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Around imports that need the packages of an optional extra.
+
+    Raises:
+        CommandError: one of them is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise CommandError(
+            f"this needs {error.name}: pip install 'rediff-serve[{name}]', or make install"
+        ) from None
 
 
 def setting(default: object, help_text: str, name: str, metavar: str = "TEXT") -> Any:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from server.commands.options import CommandError
+from server.commands.options import CommandError, extra
 
 train = typer.Typer(help="Train checkpoints.", rich_markup_mode=None)
 
@@ -27,7 +27,8 @@ Overrides = Annotated[
 @train.command()
 def stage1(config: Config, out: RunFolder, override: Overrides = None) -> None:
     """Stage I: an embedded model on sticker scenes, or a checkpoint on conversations."""
-    from training.kinds import stage1 as run
+    with extra("train"):
+        from training.kinds import stage1 as run
 
     _train(lambda: run(config, override or (), out))
 
@@ -35,7 +36,8 @@ def stage1(config: Config, out: RunFolder, override: Overrides = None) -> None:
 @train.command()
 def stage2(config: Config, out: RunFolder, override: Overrides = None) -> None:
     """Let the model draft, an expert correct, and train on the corrections."""
-    from training.kinds import stage2 as run
+    with extra("train"):
+        from training.kinds import stage2 as run
 
     _train(lambda: run(config, override or (), out))
 

@@ -240,6 +240,27 @@ def test_broken_index(folder: Path, text: str) -> None:
         checkpoint.load_weights(meta_model(config()), folder)
 
 
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "pointer of git-lfs"),
+        (b"PK\x03\x04 and so on", "is a pickle file"),
+        (b"\x80\x02}q\x00.", "is a pickle file"),
+    ],
+)
+def test_something_else_named_like_weights(tmp_path: Path, content: bytes, fault: str) -> None:
+    (tmp_path / checkpoint.WEIGHTS).write_bytes(content)
+    with pytest.raises(CheckpointError, match=fault):
+        checkpoint.load_weights(meta_model(config()), tmp_path)
+
+
+def test_an_index_that_leads_out_of_its_folder(folder: Path) -> None:
+    (folder / checkpoint.WEIGHTS).unlink(missing_ok=True)
+    (folder / checkpoint.INDEX).write_text('{"weight_map": {"a": "../../etc/passwd"}}')
+    with pytest.raises(CheckpointError, match=r"a is in '\.\./\.\./etc/passwd'"):
+        checkpoint.load_weights(meta_model(config()), folder)
+
+
 def test_truncated_file(model: LanguageModel, tmp_path: Path) -> None:
     checkpoint.save(model, config(), None, tmp_path / "out")
     file = tmp_path / "out" / checkpoint.WEIGHTS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 from server_fakes import DEFAULT_CAPTION, FakeRunner, png
 
 from server import __version__, cli
@@ -77,6 +79,23 @@ def test_several_files_are_named_batched_and_a_bad_one_does_not_stop_them(
         f"rediff: {missing}: No such file or directory",
     ]
     assert runner.starts == [["a pear"], ["a pear"]]
+
+
+def test_numbers_that_are_not_finite_are_told_and_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    checkpoint: Path,
+    pictures: list[Path],
+    tmp_path: Path,
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(checkpoint, broken)
+    weights = load_file(broken / "model.safetensors")
+    weights["model.layers.0.input_layernorm.weight"][0] = float("nan")
+    save_file(weights, broken / "model.safetensors")
+    assert rediff(monkeypatch, "caption", pictures[0], "--model", broken) == 1
+    error = capsys.readouterr().err
+    assert error == f"rediff: {pictures[0]}: the model gave numbers that are not finite\n"
 
 
 def test_the_same_file_twice_is_captioned_twice(

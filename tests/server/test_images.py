@@ -238,6 +238,13 @@ def test_a_truncated_file_is_refused_or_complete(kind: str, options: dict[str, A
             np.testing.assert_array_equal(np.asarray(result), whole)
 
 
+def test_a_png_that_is_cut_before_its_end_is_refused() -> None:
+    """The four bytes behind the name of the last chunk say nothing of the picture."""
+    data = encode(noise(), "PNG")
+    for missing in range(5, 40):
+        assert refusal(data[:-missing]).status == 400, missing
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_flipped_bytes_never_raise_anything_else(kind: str) -> None:
     data, random = encode(noise(24, 16), kind), np.random.default_rng(1)

@@ -214,6 +214,10 @@ async def test_the_model_is_listed() -> None:
         assert [(model["id"], model["object"]) for model in models["data"]] == [
             ("captioner", "model")
         ]
+        assert (await server.client.get("/v1/models/captioner")).json() == models["data"][0]
+        other = await server.client.get("/v1/models/gpt")
+        assert other.status_code == 404
+        assert other.json()["error"]["code"] == "model_not_found"
 
 
 async def test_the_document_tells_the_bodies() -> None:

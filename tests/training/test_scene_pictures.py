@@ -293,6 +293,16 @@ def test_an_export_replaces_a_folder_only_when_told(atlas: Atlas, tmp_path: Path
         write_split("train", 1, 0, out / ANNOTATIONS, atlas, compose, overwrite=True)
 
 
+def test_an_export_does_not_replace_the_folder_one_stands_in(
+    atlas: Atlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for out in (Path(), Path("."), tmp_path):
+        with pytest.raises(FileExistsError, match="is the current folder"):
+            write_split("train", 1, 0, out, atlas, compose)
+    assert write_split("train", 1, 0, Path("here"), atlas, compose).is_file()
+
+
 def test_a_failed_export_leaves_what_was_there(atlas: Atlas, tmp_path: Path) -> None:
     out = tmp_path / "train"
     write_split("train", 2, 0, out, atlas, compose)

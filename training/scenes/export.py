@@ -44,13 +44,17 @@ def write_split(
 ) -> Path:
     """Write `count` scenes as PNG files and `annotations.jsonl`, one line each; returns the latter.
 
-    The folder appears whole or not at all. Raises FileExistsError if `out` is a file or holds
-    something and `overwrite` is false, ValueError for a count below 1 or an unknown split.
+    The folder appears whole or not at all. Raises FileExistsError if `out` is a file, the current
+    folder, or holds something and `overwrite` is false; ValueError for a count below 1 or an
+    unknown split.
     """
     if count < 1:
         raise ValueError(f"count is {count}, expected 1 or more")
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"{out} is a file")
+    if out.resolve() == Path.cwd():
+        # It would be replaced under the feet of whoever stands in it.
+        raise FileExistsError(f"{out} is the current folder; name one in it")
     if not overwrite and out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty; give overwrite=True to replace it")
     out.parent.mkdir(parents=True, exist_ok=True)
