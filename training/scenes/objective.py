@@ -69,7 +69,9 @@ class SceneObjective(nn.Module):
 
     With `places`, a head that is thrown away reads from the middle layer, at every visible token
     of a sticker's name, where that sticker is. Whether one thing is left of another can only be
-    learnt where names know their places, and from captions alone that is not learnt in time.
+    learnt where names know their places, and from captions alone that is not learnt in time. The
+    optimisers (`training.stage1.optimizers`) leave the head as it was drawn: the layers learn to
+    write what it reads.
     """
 
     def __init__(
