@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any, cast
 
 import ray
 from ray import serve
@@ -17,5 +18,6 @@ if __name__ == "__main__":
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     sys.stdin.read()
-    serve.shutdown()  # type: ignore[no-untyped-call]
+    # Untyped in Ray.
+    cast("Any", serve.shutdown)()
     ray.shutdown()
