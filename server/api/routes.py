@@ -149,7 +149,7 @@ def operation_routes(service: Service) -> APIRouter:
         """The served model, as OpenAI lists it."""
         return {"object": "list", "data": [described()]}
 
-    @router.get("/v1/models/{name:path}")
+    @router.get("/v1/models/{name:path}", responses={404: {"model": ErrorAnswer}})
     async def model(name: str) -> dict[str, Any]:
         """The served model, if that is its name."""
         if name != service.model_name:

@@ -22,6 +22,7 @@ GUARDED = (
     ("POST", "/refine"),
     ("POST", "/v1/chat/completions"),
     ("GET", "/v1/models"),
+    ("GET", "/v1/models/tiny"),
     ("GET", "/version"),
     ("GET", "/metrics"),
     ("GET", "/docs"),
