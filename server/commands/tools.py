@@ -1,6 +1,7 @@
 """`rediff bench` and `rediff doctor`: what the machine does, and whether all is well."""
 
 # Annotations are not postponed here: typer reads them at run time.
+import sys
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -29,6 +30,8 @@ def _add(name: str, help_text: str) -> None:
 
     @bench.command(name, help=help_text, context_settings=_PASSED_ON)
     def run(arguments: Arguments = None) -> None:
+        # argparse names itself after it.
+        sys.argv[0] = f"rediff bench {name}"
         import_module(f"benchmarks.{name}").main(arguments or [])
 
 

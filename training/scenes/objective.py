@@ -103,17 +103,21 @@ class SceneObjective(nn.Module):
         )
         loss = (losses_NC * batch.weights_NC).sum()
         with torch.no_grad():
-            used_NC = batch.weights_NC > 0
-            parts = {}
-            for number, name in enumerate(PARTS):
-                chosen_NC = used_NC & (batch.parts_NC == number) & (batch.slots_NC != END_SLOT)
-                parts[f"loss_{name}"] = (losses_NC[chosen_NC].sum(), chosen_NC.sum())
+            parts = {
+                f"loss_{name}": (losses_NC[chosen_NC].sum(), chosen_NC.sum())
+                for name, chosen_NC in self.parts(batch).items()
+            }
             if misplaced_NC is not None:
                 again_NC = (batch.places_NC != NOWHERE) & (batch.slots_NC != NAME_SLOTS[0])
                 parts["loss_place"] = (misplaced_NC[again_NC].sum(), again_NC.sum())
         if misplaced_NC is not None:
             loss = loss + (misplaced_NC * batch.place_weights_NC).sum()
         return loss, parts
+
+    def parts(self, batch: SceneBatch) -> dict[str, Tensor]:
+        """Which positions [N, C] each part of the loss in the log is the mean of."""
+        counted_NC = (batch.weights_NC > 0) & (batch.slots_NC != END_SLOT)
+        return {name: counted_NC & (batch.parts_NC == number) for number, name in enumerate(PARTS)}
 
     def losses(
         self, features_BPF: Tensor, inputs_NC: Tensor, targets_NC: Tensor, places_NC: Tensor
@@ -202,8 +206,21 @@ def slot_accuracy(objective: SceneObjective, batch: SceneBatch, mask_id: int) ->
     stickers are has about .7 of these tokens, half of the words that matter.
     """
     batch = batch.to(objective.device)
-    content_NC = batch.slots_NC > 0
-    inputs_NC = torch.where(content_NC, mask_id, batch.targets_NC)
+    inputs_NC = torch.where(batch.slots_NC > 0, mask_id, batch.targets_NC)
+    result = by_slot(objective, batch, inputs_NC)
+    alone_NC = batch.slots_NC == RELATION_SLOTS[0]
+    if alone_NC.any():
+        alone_TV = objective.logits(
+            batch.features_BPF, torch.where(alone_NC, mask_id, batch.targets_NC)
+        )
+        said_T = alone_TV.argmax(-1)[alone_NC.flatten()]
+        result["alone_relation"] = (said_T == batch.targets_NC[alone_NC]).float().mean().item()
+    return result
+
+
+def by_slot(objective: SceneObjective, batch: SceneBatch, inputs_NC: Tensor) -> dict[str, float]:
+    """Accuracy of content words given some inputs, slot by slot, with `slot_mean` over the slots
+    and `shuffled_loss_gap`, how much their loss rises with the neighbour's picture."""
     logits_TV = objective.logits(batch.features_BPF, inputs_NC).float()
     right_NC = logits_TV.argmax(-1).view(inputs_NC.shape) == batch.targets_NC
     result = {}
@@ -212,16 +229,9 @@ def slot_accuracy(objective: SceneObjective, batch: SceneBatch, mask_id: int) ->
         if chosen_NC.any():
             result[f"slot_{name}"] = right_NC[chosen_NC].float().mean().item()
     result["slot_mean"] = sum(result.values()) / len(result)
-    chosen_T = content_NC.flatten()
+    chosen_T = (batch.slots_NC > 0).flatten()
     targets_T = batch.targets_NC.flatten()[chosen_T]
-    own = cross_entropy(logits_TV[chosen_T], targets_T).item()
-    shuffled = objective.logits(batch.features_BPF.roll(1, 0), inputs_NC).float()
-    result["shuffled_loss_gap"] = cross_entropy(shuffled[chosen_T], targets_T).item() - own
-    alone_NC = batch.slots_NC == RELATION_SLOTS[0]
-    if alone_NC.any():
-        alone_TV = objective.logits(
-            batch.features_BPF, torch.where(alone_NC, mask_id, batch.targets_NC)
-        )
-        said_T = alone_TV.argmax(-1)[alone_NC.flatten()]
-        result["alone_relation"] = (said_T == batch.targets_NC[alone_NC]).float().mean().item()
+    shuffled_TV = objective.logits(batch.features_BPF.roll(1, 0), inputs_NC).float()
+    own, other = (cross_entropy(rows[chosen_T], targets_T) for rows in (logits_TV, shuffled_TV))
+    result["shuffled_loss_gap"] = (other - own).item()
     return result

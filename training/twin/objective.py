@@ -13,11 +13,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
-from torch.nn.functional import cross_entropy, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 
 from training.scenes.canvases import END_SLOT, NOWHERE, Canvases
-from training.scenes.objective import SceneBatch, SceneObjective
-from training.scenes.templates import SLOTS
+from training.scenes.objective import SceneBatch, SceneObjective, by_slot
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,24 +85,9 @@ class TwinObjective(SceneObjective):
         super().__init__(model, before, after, compiled=compiled, places=places)
         self.last_prompt_id = after[-1]
 
-    def forward(self, batch: SceneBatch) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
-        """The weighted sum, and (sum, count) of the plain losses: all words, content, places."""
-        losses_NC, misplaced_NC = self.run(
-            batch.features_BPF, batch.inputs_NC, batch.targets_NC, batch.places_NC
-        )
-        loss = (losses_NC * batch.weights_NC).sum()
-        with torch.no_grad():
-            used_NC, content_NC = batch.weights_NC > 0, batch.slots_NC > 0
-            parts = {
-                "loss_words": (losses_NC[used_NC].sum(), used_NC.sum()),
-                "loss_content": (losses_NC[content_NC].sum(), content_NC.sum()),
-            }
-            if misplaced_NC is not None:
-                placed_NC = batch.places_NC != NOWHERE
-                parts["loss_place"] = (misplaced_NC[placed_NC].sum(), placed_NC.sum())
-        if misplaced_NC is not None:
-            loss = loss + (misplaced_NC * batch.place_weights_NC).sum()
-        return loss, parts
+    def parts(self, batch: SceneBatch) -> dict[str, Tensor]:
+        """All words, and the content words among them."""
+        return {"words": batch.weights_NC > 0, "content": batch.slots_NC > 0}
 
     def logits(
         self, features_BPF: Tensor, inputs_NC: Tensor, states: list[Tensor] | None = None
@@ -164,17 +148,4 @@ def next_token_accuracy(objective: TwinObjective, batch: SceneBatch) -> dict[str
     The captions' own choices (which relation comes next, which wording of a place) bound it.
     """
     batch = batch.to(objective.device)
-    logits_TV = objective.logits(batch.features_BPF, batch.inputs_NC).float()
-    right_NC = logits_TV.argmax(-1).view(batch.targets_NC.shape) == batch.targets_NC
-    result = {}
-    for number, name in enumerate(SLOTS, 1):
-        chosen_NC = batch.slots_NC == number
-        if chosen_NC.any():
-            result[f"slot_{name}"] = right_NC[chosen_NC].float().mean().item()
-    result["slot_mean"] = sum(result.values()) / len(result)
-    chosen_T = (batch.slots_NC > 0).flatten()
-    targets_T = batch.targets_NC.flatten()[chosen_T]
-    shuffled_TV = objective.logits(batch.features_BPF.roll(1, 0), batch.inputs_NC).float()
-    own, other = (cross_entropy(rows[chosen_T], targets_T) for rows in (logits_TV, shuffled_TV))
-    result["shuffled_loss_gap"] = (other - own).item()
-    return result
+    return by_slot(objective, batch, batch.inputs_NC)
