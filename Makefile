@@ -71,10 +71,8 @@ embedded: $(DEV_STAMP)
 gpu-check:
 	$(PYTHON) -m pytest -q -p no:cacheprovider -m gpu
 	$(PYTHON) -m benchmarks.kernels --json benchmarks/results/gpu-kernels.json
-	$(PYTHON) -m benchmarks.sampler --shape 8b --device cuda --dtype bfloat16 --n 16 --reference 2 \
-		--json benchmarks/results/gpu-sampler-8b.json
-	$(PYTHON) -m benchmarks.sampler --shape 8b --prefix-attention full --device cuda \
-		--dtype bfloat16 --n 8 --reference 2 --json benchmarks/results/gpu-sampler-8b-full.json
+	$(PYTHON) -m benchmarks.saturation --device cuda --dtype bfloat16 --peak-tflops 989 --profile \
+		--json benchmarks/results/gpu-saturation.json
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -52,7 +52,12 @@ COLUMNS: Final = (
     ("coverage", "coverage"),
     ("factuality", "factual"),
 )
-COLOURS: Final = {"rediff": "#d95f02", "mask": "#7570b3", "adaptive": "#1b9e77"}
+COLOURS: Final = {
+    "rediff": "#d95f02",
+    "mask": "#7570b3",
+    "adaptive": "#1b9e77",
+    "careful": "#e7298a",
+}
 MARKERS: Final = "osD^v<>"
 FIRST_SCENE: Final = 8_000_000
 

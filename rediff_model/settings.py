@@ -224,9 +224,11 @@ PRESETS: Mapping[str, SamplerSettings] = {
     "rediff": SamplerSettings(),
     "mask": SamplerSettings(refine=False),
     "adaptive": SamplerSettings(tokens_per_step=4, reveal_threshold=0.8),
+    "careful": SamplerSettings(tokens_per_step=1, reveal_threshold=0.7),
 }
 """`rediff` reveals and revises, 4 tokens a step; `mask` is plain denoising; `adaptive` takes the
-fewest forward passes at a Coverage no more than .01 below that of `rediff`.
+fewest forward passes at a Coverage no more than .01 below that of `rediff`; `careful` takes no
+token that it is not sure of besides the one a step must reveal, in the checkpoint's block length.
 
 Chosen with a Stage I checkpoint of the embedded size on 48 test scenes, `python -m
 benchmarks.adaptive --n 48 --seed 5` (forward passes and Coverage): `rediff` 27.1 and .734; 4 tokens

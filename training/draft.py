@@ -5,6 +5,7 @@ Shape suffixes: P prompt rows, D hidden size.
 
 from __future__ import annotations
 
+import random
 import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rediff_model.language import LanguageModel
+    from rediff_model.ledger import StepEvents
     from rediff_model.model import Captioner
     from rediff_model.settings import TokenIds
     from training.images import ImageStore
@@ -56,12 +58,16 @@ class DraftSettings:
     temperature: float = 0.0
     seed: int = 0
     batch_size: int = 16
+    states: int = 0
+    """How many canvases on the way to a draft to keep with it."""
 
     def __post_init__(self) -> None:
         if not self.tokens_per_step or min(self.tokens_per_step) < 1:
             raise ValueError(f"tokens_per_step must be numbers from 1, got {self.tokens_per_step}")
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, got {self.batch_size}")
+        if self.states < 0:
+            raise ValueError(f"states must be 0 or more, got {self.states}")
 
     def sampling(self, subject: Subject, tokens_per_step: int) -> SamplerSettings:
         """The sampler's settings of one draft; they do not depend on its batch."""
@@ -70,8 +76,19 @@ class DraftSettings:
             tokens_per_step=tokens_per_step,
             refine=True,
             temperature=self.temperature,
-            seed=zlib.crc32(f"{self.seed}:{subject.key}:{tokens_per_step}".encode()),
+            seed=self._seed(subject, tokens_per_step),
         )
+
+    def chosen(
+        self, subject: Subject, tokens_per_step: int, canvases: Sequence[tuple[int, ...]]
+    ) -> tuple[tuple[int, ...], ...]:
+        """Of the canvases that a draft went through, those to keep, in order."""
+        chance = random.Random(self._seed(subject, tokens_per_step))
+        kept = sorted(chance.sample(range(len(canvases)), min(self.states, len(canvases))))
+        return tuple(canvases[step] for step in kept)
+
+    def _seed(self, subject: Subject, tokens_per_step: int) -> int:
+        return zlib.crc32(f"{self.seed}:{subject.key}:{tokens_per_step}".encode())
 
     def plan(self, subjects: Sequence[Subject]) -> list[tuple[int, int]]:
         """(tokens a step, subject number) of every draft, those of one speed together."""
@@ -112,13 +129,22 @@ def write_drafts(
             found = zip(asked, prompts([i for _, i in asked]), strict=True)
             ready = [(place, prompt) for place, prompt in found if prompt is not None]
             batch = [place for place, _ in ready]
+            empty = (ids.mask,) * settings.canvas_length
+            canvases = [[empty] for _ in batch]
+
+            def keep(events: StepEvents, canvases: list[list[tuple[int, ...]]] = canvases) -> None:
+                for event in events:
+                    if not event.done:
+                        canvases[event.request].append(event.canvas)
+
             generations = generate(
                 model,
                 [prompt for _, prompt in ready],
                 [settings.sampling(subjects[i], tokens) for tokens, i in batch],
                 ids,
+                on_step=keep if settings.states else None,
             )
-            for (tokens, i), generation in zip(batch, generations, strict=True):
+            for (tokens, i), generation, passed in zip(batch, generations, canvases, strict=True):
                 subject = subjects[i]
                 record = Draft(
                     key=_key(subject, tokens),
@@ -129,6 +155,7 @@ def write_drafts(
                     tokens_per_step=tokens,
                     image=subject.image,
                     scene=subject.scene,
+                    states=settings.chosen(subject, tokens, passed),
                 )
                 out.add(record.to_json())
             bar.update(len(asked))

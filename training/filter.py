@@ -2,6 +2,8 @@
 
 A row of the result is a conversation with `revise` pairs, as `rows.parse_row` reads them, and
 carries the draft's own tokens besides: `ids`, `labels` and `flags`, the positions to be trained.
+Where canvases on the way to a draft were kept and the labels are all that it should say, there are
+`states` too; a right draft with states is a row without `revise` pairs.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-from training.pairs import locate
+from training.pairs import Correction, locate
 from training.records import RecordError, Verdict, read_records, write_records
 from training.rows import IMAGE_TAG
 from training.segments import apply
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
     from tokenizers import Tokenizer
 
-    from training.pairs import Correction, Segment
+    from training.pairs import Segment
     from training.records import Draft
 
 
@@ -34,6 +36,8 @@ class Corrected:
     ids: tuple[int, ...]
     labels: tuple[int, ...]
     flags: tuple[int, ...]
+    states: tuple[tuple[int, ...], ...] = ()
+    """Canvases on the way to the draft, if `labels` is whole and right."""
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
@@ -45,6 +49,7 @@ class Corrected:
             ids=tuple(value["ids"]),
             labels=tuple(value["labels"]),
             flags=tuple(value["flags"]),
+            states=tuple(map(tuple, value.get("states", ()))),
         )
 
 
@@ -100,19 +105,30 @@ def _row(
     if verdict.fault:
         return None, verdict.fault
     if verdict.right:
-        return None, "right"
+        if not (draft.states and verdict.whole):
+            return None, "right"
+        unchanged = Correction(draft.ids, draft.ids, (False,) * len(draft.ids))
+        return _conversation(draft, unchanged, (), draft.states), "right"
     if not verdict.pairs:
         return None, "hopeless"
     segments, problems = locate([draft.text], verdict.pairs, draft.key)
     correction, used, left_out = apply(draft, segments, tokenizer)
     counts["pair_kept"] += len(used)
     counts.update(f"pair_{problem.kind}" for problem in (*problems, *left_out))
-    return (_conversation(draft, correction, used), "kept") if used else (None, "pairless")
+    if not used:
+        return None, "pairless"
+    whole = verdict.whole and len(used) == len(verdict.pairs)
+    return _conversation(draft, correction, used, draft.states if whole else ()), "kept"
 
 
-def _conversation(draft: Draft, correction: Correction, used: Sequence[Segment]) -> dict[str, Any]:
+def _conversation(
+    draft: Draft,
+    correction: Correction,
+    used: Sequence[Segment],
+    states: Sequence[Sequence[int]],
+) -> dict[str, Any]:
     tag = f"{IMAGE_TAG}\n" if draft.image else ""
-    return {
+    row = {
         "key": draft.key,
         "image": draft.image,
         "scene": draft.scene,
@@ -131,5 +147,6 @@ def _conversation(draft: Draft, correction: Correction, used: Sequence[Segment])
         ],
         "ids": correction.ids,
         "labels": correction.labels,
-        "flags": [row for row, flagged in enumerate(correction.revise) if flagged],
+        "flags": [place for place, flagged in enumerate(correction.revise) if flagged],
     }
+    return {**row, "states": states} if states else row

@@ -37,6 +37,8 @@ class Draft:
     """Name of the picture, or None for a scene."""
     scene: tuple[str, int] | None = None
     """Split and seed of the scene."""
+    states: tuple[tuple[int, ...], ...] = ()
+    """Canvases on the way to it, masks and all, from some of its steps."""
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
@@ -51,6 +53,7 @@ class Draft:
             tokens_per_step=value["tokens_per_step"],
             image=value["image"],
             scene=None if scene is None else (scene[0], scene[1]),
+            states=tuple(map(tuple, value.get("states", ()))),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -64,11 +67,14 @@ class Verdict:
     pairs: tuple[Pair, ...] = ()
     right: bool = False
     fault: Fault = ""
+    whole: bool = True
+    """The draft says all it should, and is right but for the pairs."""
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
         """Raises KeyError or TypeError for a value that is no verdict."""
-        return cls(tuple(Pair(**pair) for pair in value["pairs"]), value["right"], value["fault"])
+        pairs = tuple(Pair(**pair) for pair in value["pairs"])
+        return cls(pairs, value["right"], value["fault"], value.get("whole", True))
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -21,7 +22,7 @@ from training.filter import filter_corrections, read_corrected
 from training.loop import train
 from training.records import read_drafts
 from training.scenes.canvases import Mix
-from training.scenes.corrections import CorrectionCanvases, join
+from training.scenes.corrections import CorrectionCanvases, StateCanvases, join
 from training.scenes.features import load_or_build
 from training.scenes.grammar import compose
 from training.scenes.objective import SceneBatch, slot_accuracy
@@ -51,6 +52,7 @@ class DraftShape(Strict):
     every: bool = True
     temperature: float = Field(0.0, ge=0)
     batch_size: int = Field(16, gt=0)
+    states: int = Field(0, ge=0)
 
 
 class SceneCorrection(SceneTraining):
@@ -65,11 +67,16 @@ class SceneCorrection(SceneTraining):
     """Share of the pictures whose canvases are corrected drafts; 0 goes on with Stage I alone."""
     correction_weight: float = Field(1.0, gt=0)
     """What a token of a corrected segment counts."""
+    states_share: float = Field(0.0, ge=0, le=1)
+    """Of the pictures with corrected drafts, the share whose canvases are what the draft was on its
+    way, `drafts.states` of them, to be completed to what it should have become."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.start_from is None:
             raise ValueError("start_from must name the checkpoint that drafts")
+        if self.states_share and not self.drafts.states:
+            raise ValueError(f"states_share {self.states_share} needs drafts.states above 0")
         if self.drafts.scenes * self.rounds > self.data.scenes:
             raise ValueError(
                 f"{self.rounds} rounds of {self.drafts.scenes} scenes need more than the "
@@ -107,20 +114,28 @@ def run_round(config: SceneCorrection, folder: Path, number: int) -> Path:
     with group.main_process_first():
         features = _features("train", config.data.first_seed, config.data.scenes, scene_run, folder)
         validation = _features("validation", 0, config.data.validation_scenes, scene_run, folder)
-    canvases = None
+    canvases = states = None
     if config.correction_share:
         first = number * config.drafts.scenes
         if group.is_main_process:
             collect(config, scene_run, features, range(first, first + config.drafts.scenes))
         wait_for(here / "counts.json")
         group.wait_for_everyone()
+        rows, shape = read_corrected(here / "corrected.jsonl"), scene_run.model_config
         canvases = CorrectionCanvases(
-            read_corrected(here / "corrected.jsonl"),
-            length=scene_run.model_config.canvas_length,
-            stop_id=scene_run.model_config.stop_token_id,
+            rows,
+            length=shape.canvas_length,
+            stop_id=shape.stop_token_id,
             weight=config.correction_weight,
         )
-    average = train_corrections(config, scene_run, features, validation, canvases)
+        if config.states_share:
+            states = StateCanvases(
+                rows,
+                length=shape.canvas_length,
+                stop_id=shape.stop_token_id,
+                mask_id=shape.mask_token_id,
+            )
+    average = train_corrections(config, scene_run, features, validation, canvases, states)
     if group.is_main_process:
         export(scene_run, average, here / "checkpoint")
     group.wait_for_everyone()
@@ -144,6 +159,7 @@ def collect(
         temperature=shape.temperature,
         seed=config.seed,
         batch_size=shape.batch_size,
+        states=shape.states,
     )
 
     def prompts(numbers: Sequence[int]) -> list[torch.Tensor]:
@@ -181,30 +197,29 @@ def train_corrections(
     features: SceneFeatures,
     validation: SceneFeatures,
     corrections: CorrectionCanvases | None,
+    states: StateCanvases | None = None,
 ) -> dict[str, torch.Tensor]:
     """Train on corrected drafts and Stage I canvases, as many pictures a step as Stage I."""
     first_seed = config.data.first_seed
 
     def batch(step: int, part: int) -> SceneBatch:
         rng = np.random.default_rng((config.seed, 4, step, part))
+        mix = mix_of(config.phase_at(step))
         corrected = int(config.correction_share * config.pictures + rng.random())
-        canvases = None
-        rows: list[int] = []
-        if corrections is not None and corrected:
-            scenes, canvases = corrections.deal(corrected, config.wordings, rng)
-            rows = [seed - first_seed for _, seed in scenes]
+        midway = int(config.states_share * corrected + rng.random()) if states else 0
+        dealt = []
+        if corrections is not None and corrected > midway:
+            dealt.append(corrections.deal(corrected - midway, config.wordings, rng))
+        if states is not None and midway:
+            dealt.append(states.deal(midway, config.wordings, mix, rng))
+        rows = [seed - first_seed for scenes, _ in dealt for _, seed in scenes]
+        parts = [canvases for _, canvases in dealt]
         if len(rows) < config.pictures:
             others = rng.integers(0, len(features.scenes), config.pictures - len(rows)).tolist()
-            ordinary = scene_run.canvases.build(
-                [features.scenes[row] for row in others],
-                config.wordings,
-                mix_of(config.phase_at(step)),
-                rng,
-            )
-            canvases = ordinary if canvases is None else join(canvases, ordinary)
+            scenes = [features.scenes[row] for row in others]
+            parts.append(scene_run.canvases.build(scenes, config.wordings, mix, rng))
             rows += others
-        assert canvases is not None
-        return SceneBatch.of(features.rows(np.array(rows)), canvases)
+        return SceneBatch.of(features.rows(np.array(rows)), reduce(join, parts))
 
     held = SceneBatch.of(
         validation.rows(np.arange(len(validation.scenes))),

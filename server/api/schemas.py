@@ -26,7 +26,7 @@ class SamplingOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    preset: Literal["rediff", "mask", "adaptive"] = Field(
+    preset: Literal["rediff", "mask", "adaptive", "careful"] = Field(
         default="rediff", description="Values of the other fields."
     )
     canvas_length: Count | None = Field(default=None, description="Tokens generated at most.")
@@ -220,6 +220,9 @@ def from_url(url: str, param: str, fetch: Fetch) -> bytes:
 
 def _from_base64(text: str, param: str) -> bytes:
     try:
+        if not text.isascii():
+            # To translate such a text takes a hundred times as long.
+            raise ValueError
         # `base64 FILE` wraps its lines; any other character outside the alphabet is an error.
         return base64.b64decode(text.translate(_WHITESPACE), validate=True)
     except (binascii.Error, ValueError):

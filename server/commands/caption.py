@@ -138,7 +138,7 @@ def caption(
     prepend: Annotated[Text, _option("prepend", "Text before every caption.")] = None,
     append: Annotated[Text, _option("append", "Text behind every caption.")] = None,
     trigger: Annotated[Text, _option("trigger", "Words before all, with a comma.")] = None,
-    preset: Annotated[Text, _option("preset", "rediff, mask or adaptive.", "rediff")] = None,
+    preset: Annotated[Text, _option("preset", "rediff, mask, adaptive or careful.", "rediff")] = None,
     max_new_tokens: Annotated[
         Number, _option("max-new-tokens", "Most tokens, up to the model's.", "the model's")
     ] = None,
@@ -223,6 +223,7 @@ def _question(prompt: str | None, prompt_file: Path | None) -> str | None:
 
 def _print(options: "BulkOptions", settings: "Settings", order: "Order", *, as_json: bool) -> int:
     """Captions of a few files on standard output; the exit status."""
+    from server.bulk.names import one_line, utf8
     from server.offline import Captions
 
     captions = Captions.open(lambda: load_runner(settings), settings, order)
@@ -231,12 +232,13 @@ def _print(options: "BulkOptions", settings: "Settings", order: "Order", *, as_j
         failed |= result.generation is None
         text = options.wording.around(result.text)
         if as_json:
-            row = result.row()
+            row = result.row() | {"file": utf8(str(result.path))}
             if result.generation is not None:
                 row["caption"] = text
             typer.echo(json.dumps(row, ensure_ascii=False))
         elif result.generation is None:
-            typer.echo(f"rediff: {result.path}: {result.error}", err=True)
+            typer.echo(f"rediff: {one_line(str(result.path))}: {result.error}", err=True)
         else:
-            typer.echo(text if len(options.files) == 1 else f"{result.path}: {text}")
+            name = one_line(str(result.path))
+            typer.echo(text if len(options.files) == 1 else f"{name}: {text}")
     return int(failed)

@@ -97,7 +97,7 @@ def test_the_oracle_changes_no_more_than_what_was_spoilt() -> None:
 def test_a_right_draft_is_right_and_an_empty_one_is_not() -> None:
     draft = make_draft(compose(random_scene(4), np.random.default_rng(0)).text, seed=4)
     assert oracle().judge(draft) == Verdict(right=True)
-    assert oracle().judge(make_draft("")) == Verdict()
+    assert oracle().judge(make_draft("")) == Verdict(whole=False)
 
 
 def noisy(dropped: float, wrong: float, seed: int = 0) -> NoisyExpert:

@@ -15,8 +15,8 @@ from training.claim import claim
 from training.config import SceneTraining, TrainConfigError
 from training.filter import Corrected, read_corrected
 from training.records import Draft, read_drafts, write_records
-from training.scenes.canvases import END_SLOT, PAIR, Canvases
-from training.scenes.corrections import CorrectionCanvases, join
+from training.scenes.canvases import CLEAN, END_SLOT, MASKED, PAIR, REPLACED, Canvases, Mix
+from training.scenes.corrections import CorrectionCanvases, StateCanvases, join
 from training.scenes.features import load_or_build
 from training.scenes.grammar import compose
 from training.scenes.sample import sample_scene
@@ -243,3 +243,66 @@ def test_canvases_are_joined_in_order() -> None:
 def test_nothing_to_train_on_is_an_error() -> None:
     with pytest.raises(ValueError, match="no corrected drafts"):
         CorrectionCanvases([], length=6, stop_id=5)
+
+
+def test_states_are_completed_to_what_the_draft_should_have_been() -> None:
+    """Canvas 6, stop 5, mask 4; 11 should be 21."""
+    state = (10, 11, 4, 4, 5, 4)
+    row = Corrected("k", ("train", 7), (10, 11, 12), (10, 21, 12), (1,), (state,))
+    dealer = StateCanvases([row], length=6, stop_id=5, mask_id=4)
+    mix = Mix(clean_weight=0.25, replaced_weight=3.0, end_weight=0.5)
+    scenes, canvases = dealer.deal(1, 2, mix, np.random.default_rng(0))
+    assert scenes == [("train", 7)]
+    assert canvases.inputs_NC.tolist() == [list(state)] * 2
+    assert canvases.targets_NC.tolist() == [[10, 21, 12, 5, 5, 5]] * 2
+    # Masked: 3 of 6, so 1 / .5; behind the caption half of that.
+    assert canvases.weights_NC.tolist() == [[0.25, 3.0, 2.0, 1.0, 0.125, 1.0]] * 2
+    assert canvases.parts_NC.tolist() == [[CLEAN, REPLACED, MASKED, MASKED, CLEAN, MASKED]] * 2
+
+
+def test_drafts_without_states_have_nothing_to_complete() -> None:
+    with pytest.raises(ValueError, match="no corrected drafts"):
+        StateCanvases(rows_of_scenes(7), length=6, stop_id=5, mask_id=4)
+
+
+def test_states_are_kept_with_drafts_and_trained(stage1: SceneRun, tmp_path: Path) -> None:
+    """Right drafts and corrected ones whose labels are whole bring their states."""
+    folder = tmp_path / "run" / "round-0"
+    folder.mkdir(parents=True)
+    drafts = spoilt_drafts(stage1)
+    empty = (stage1.model_config.mask_token_id,) * CANVAS
+    right = []
+    for seed in range(4):
+        scene = sample_scene(seed, stage1.atlas)
+        text = compose(scene, np.random.default_rng(seed)).text
+        ids = tuple(stage1.tokenizer.encode(text).ids[: CANVAS - 1])
+        key = f"train-{seed}@1"
+        right.append(Draft(key, "?", "It.", ids, text, 1, scene=("train", seed), states=(empty,)))
+    write_records(folder / "drafts.jsonl", [draft.to_json() for draft in (*drafts, *right)])
+    shape = {"scenes": 4, "tokens_per_step": (1, 8, 64), "states": 1}
+    run(configuration(stage1, drafts=shape, states_share=0.5), tmp_path / "run")
+    rows = {row.key: row for row in read_corrected(folder / "corrected.jsonl")}
+    whole = [key for key, row in rows.items() if row.states]
+    assert {key.partition("@")[2] for key in whole} == {"1"}
+    assert all(rows[key].ids == rows[key].labels for key in whole)
+    assert losses(folder, "loss_masked")
+    assert losses(folder, "loss_pair")
+
+
+def test_a_draft_keeps_canvases_on_its_way(stage1: SceneRun, tmp_path: Path) -> None:
+    shape = {"scenes": 2, "tokens_per_step": (16,), "states": 3}
+    config = configuration(stage1, drafts=shape)
+    scene_run = replace(prepare(config, tmp_path), folder=tmp_path)
+    features = load_or_build("train", 0, 4, scene_run.atlas, scene_run.model, tmp_path / "features")
+    collect(config, scene_run, features, range(2))
+    mask = scene_run.model_config.mask_token_id
+    for draft in read_drafts(tmp_path / "drafts.jsonl"):
+        masked = [state.count(mask) for state in draft.states]
+        assert len(masked) == 3
+        assert masked == sorted(masked, reverse=True)
+        assert masked[0] > 0
+
+
+def test_states_without_any_kept_are_refused(stage1: SceneRun) -> None:
+    with pytest.raises(ValueError, match=r"states_share 0.5 needs drafts.states"):
+        configuration(stage1, states_share=0.5)

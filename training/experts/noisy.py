@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
-
-from training.records import Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from training.experts.oracle import OracleExpert
-    from training.records import Draft
+    from training.records import Draft, Verdict
     from training.rows import Pair
     from training.scenes.graph import Scene
 
@@ -59,7 +57,7 @@ class NoisyExpert:
                 if wrong is not None:
                     kept.append(wrong)
         kept.sort(key=lambda pair: pair.start or 0)
-        return Verdict(tuple(kept), verdict.right, verdict.fault)
+        return replace(verdict, pairs=tuple(kept))
 
     def usage(self) -> dict[str, float]:
         return {}

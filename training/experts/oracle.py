@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from training.records import Verdict
 from training.rows import Pair
 from training.scenes.repair import begins_word, repair
+from training.scenes.sentences import expected_topics
 from training.segments import token_offsets
 
 if TYPE_CHECKING:
@@ -36,13 +37,14 @@ class OracleExpert:
     def judge_against(self, draft: Draft, scene: Scene) -> Verdict:
         """What the verdict would be were the picture of `scene`."""
         pieces = repair(draft.ids, scene, self.tokenizer)
-        if draft.ids and all(
-            piece.target is not None and not piece.changed(draft.ids) for piece in pieces
-        ):
-            return Verdict(right=True)
+        said = frozenset(topic for piece in pieces for topic in piece.topics)
+        mended = all(piece.target is not None for piece in pieces)
+        whole = mended and expected_topics(scene) <= said
+        if draft.ids and mended and not any(piece.changed(draft.ids) for piece in pieces):
+            return Verdict(right=True, whole=whole)
         offsets = token_offsets(draft.ids, self.tokenizer)
         pairs = [pair for piece in pieces for pair in self._pairs(draft, piece, offsets)]
-        return Verdict(tuple(pairs))
+        return Verdict(tuple(pairs), whole=whole)
 
     def usage(self) -> dict[str, float]:
         return {}

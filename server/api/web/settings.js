@@ -6,6 +6,7 @@ const PRESETS = {
   rediff: "Every step reveals tokens and may revise earlier ones.",
   mask: "Plain denoising: a revealed token stays as it is.",
   adaptive: "Reveals whatever it is sure of; the number of steps adapts.",
+  careful: "One token a step, and more only where it is sure: slower, and better.",
 };
 
 export class Settings {

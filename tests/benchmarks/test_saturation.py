@@ -1,0 +1,50 @@
+"""The benchmark for GPUs, at a size that a CPU runs in a second."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import saturation
+from benchmarks.sampler import Work
+
+
+def test_every_mode_is_timed_against_the_reference(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    small = ["--shape", "tiny", "--running", "1", "2", "--tokens-per-step", "64"]
+    saturation.main(
+        [*small, "--reference-steps", "1", "--peak-tflops", "1", "--profile", "--json", str(out)]
+    )
+    report = json.loads(out.read_text())
+    figures = report["figures"]
+    assert [(one["mode"], one["running"]) for one in figures] == [
+        (mode, running) for mode in saturation.MODES for running in (1, 2)
+    ]
+    for one in figures:
+        assert one["captions_per_second"] > 0
+        slow = 2 * report["reference_step_seconds"][one["mode"]]
+        assert one["ratio_to_reference"] == pytest.approx(one["captions_per_second"] * slow)
+        assert 0 < one["utilisation"] < 1
+        assert one["peak_bytes"] is None
+    assert report["without_memory"] == []
+    assert all(row["ms"] >= 0 and row["calls"] > 0 for row in report["where"]["prefix"])
+
+
+def test_what_does_not_fit_is_reported_and_the_rest_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = saturation.measure
+
+    def short_of_memory(work: Work, interval: int | None, running: int) -> saturation.Times:
+        if running == 2:
+            raise torch.OutOfMemoryError
+        return measure(work, interval, running)
+
+    monkeypatch.setattr(saturation, "measure", short_of_memory)
+    out = tmp_path / "out.json"
+    small = ["--shape", "tiny", "--running", "2", "1", "--tokens-per-step", "64"]
+    saturation.main([*small, "--modes", "prefix", "--reference-steps", "1", "--json", str(out)])
+    report = json.loads(out.read_text())
+    assert report["without_memory"] == [["prefix", 2]]
+    assert [one["running"] for one in report["figures"]] == [1]
