@@ -74,17 +74,16 @@ def our_prompts(captioner: Captioner, features_NPF: Tensor) -> list[Tensor]:
 
 
 def ways(captioner: Captioner, length: int) -> dict[str, SamplerSettings]:
-    """What the engine is asked for, by name: tokens a step, and the preset that adapts."""
+    """What the engine is asked for, by name: tokens a step, and the presets that adapt."""
     blocks = captioner.config.block_lengths
     fixed = {
         f"{tokens} a step": SamplerSettings(canvas_length=length, tokens_per_step=tokens)
         for tokens in TOKENS_PER_STEP
     }
-    adaptive = replace(PRESETS["adaptive"], canvas_length=length)
-    return {
-        name: settings.in_blocks(blocks)
-        for name, settings in (*fixed.items(), ("adaptive", adaptive))
+    presets = {
+        name: replace(PRESETS[name], canvas_length=length) for name in ("adaptive", "careful")
     }
+    return {name: settings.in_blocks(blocks) for name, settings in (fixed | presets).items()}
 
 
 def sides(

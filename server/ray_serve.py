@@ -4,8 +4,7 @@
 Everything else is set as for `rediff serve`, by `REDIFF_…` in the environment of the cluster.
 """
 
-from __future__ import annotations
-
+# Annotations are not postponed here: Ray reads that of `application` at run time.
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -78,7 +77,7 @@ class Replica:
         if await self._service.settled() != "ready":
             raise RuntimeError(f"{self._service.load_error}")
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
+    def __serve_build_asgi_app__(self) -> "FastAPI":
         """Called by Serve when the replica has been made."""
         return create_app(self._service, self._settings)
 
@@ -121,7 +120,7 @@ def application(scale: Scale) -> serve.Application:
     return deployment.options(**options).bind(settings)
 
 
-def _load(settings: Settings) -> Runner:
+def _load(settings: Settings) -> "Runner":
     # Imports torch.
     from server.engine.runner import SamplerRunner
 

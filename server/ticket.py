@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from rediff_model.generation import Generation, StepEvent
@@ -135,7 +135,7 @@ class Ticket:
             self._engine.cancel(self._job)
 
     def _end(self, outcome: str, caption: Caption | None = None) -> None:
-        self._over = True
+        self._over, self._job = True, None
         self._timer.cancel()
         self._release(self, outcome, caption)
 
@@ -166,7 +166,8 @@ class Ticket:
         assert job is not None
         return Caption(
             generation,
-            job.prompt,
+            # The rows are large, and a caption waits until its caller reads it.
+            replace(job.prompt, rows=None),
             Timing(
                 decode=self._decode_seconds,
                 vision=job.prompt.vision_seconds,

@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
@@ -20,6 +21,11 @@ B = TypeVar("B", bound=CaptionBody)
 
 _SMALL: Final = 2**16
 """Bodies up to this many bytes are parsed in the event loop."""
+_MAX_SEPARATORS: Final = 20_000
+"""Commas and colons of a JSON body: more than good fields and texts have. What they separate
+becomes objects and errors before it is refused, each a hundred times as large."""
+_MAX_MEDIA_TYPE: Final = 1000
+"""Characters; the time that parsing takes grows with their square."""
 _MAX_FIELDS: Final = 20
 _MAX_FIELD_BYTES: Final = 2**20
 
@@ -53,13 +59,25 @@ async def read_json(request: Request, kind: type[M]) -> M:
     Raises:
         BadBody: not JSON, or not of the schema.
     """
-    body = await request.body()
+    _check_encoding(request)
+    # Not `request.body()`, which copies it and keeps it until the answer has been read.
+    body = b"".join([chunk async for chunk in request.stream() if chunk])
     if len(body) <= _SMALL:
         return _parse(kind, body)
     return await asyncio.to_thread(_parse, kind, body)
 
 
+def _check_encoding(request: Request) -> None:
+    """Nothing is inflated here: what was deflated would be told to be broken."""
+    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+        message = "the body must have no content-encoding"
+        raise BadBody(415, "unsupported_encoding", message)
+
+
 def _parse(kind: type[M], body: bytes, prefix: tuple[str, ...] = ()) -> M:
+    if body.count(b",") + body.count(b":") > _MAX_SEPARATORS:
+        message = f"the body has more than {_MAX_SEPARATORS} commas and colons"
+        raise BadBody(400, "invalid_value", message)
     try:
         return kind.model_validate_json(body, strict=True)
     except ValidationError as error:
@@ -67,6 +85,14 @@ def _parse(kind: type[M], body: bytes, prefix: tuple[str, ...] = ()) -> M:
 
 
 async def _read_form(request: Request, kind: type[B]) -> B:
+    _check_encoding(request)
+    media_type = request.headers["content-type"]
+    if len(media_type) > _MAX_MEDIA_TYPE:
+        raise BadBody(400, "invalid_value", "the content-type is too long")
+    # Parsed as the form parser does, which would look up any codec of Python's by that name.
+    _, parameters = parse_options_header(media_type)
+    if parameters.get(b"charset", b"utf-8").lower() != b"utf-8":
+        raise BadBody(400, "invalid_value", "the charset of a form must be utf-8")
     async with request.form(
         max_files=1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES
     ) as form:

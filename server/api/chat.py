@@ -35,7 +35,7 @@ def _content_kind(content: object) -> str:
 
 # Told apart by hand: of an undecided union the first error would be that a list is no text.
 Content = Annotated[
-    Annotated[str, Tag("text")] | Annotated[list[Part], Tag("parts")],
+    Annotated[str, Tag("text")] | Annotated[list[Part], Field(max_length=64), Tag("parts")],
     Discriminator(_content_kind),
 ]
 

@@ -24,6 +24,7 @@ _HTTP: Final = {
     404: ("not_found", "there is no such route"),
     405: ("method_not_allowed", "the route does not take this method"),
 }
+_IN_MESSAGES: Final = ("prompt", "image")
 _PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9_\-]{1,64}")
 
 
@@ -74,10 +75,13 @@ def error_body(
 
 
 def error_response(error: ServeError, *, openai: bool = False) -> JSONResponse:
-    """An error as an answer. OpenAI clients know 400 where we say 422."""
+    """An error as an answer. OpenAI clients know 400 where we say 422, and send texts and pictures
+    in `messages`.
+    """
     status = 400 if openai and error.status == 422 else error.status
+    param = "messages" if openai and error.param in _IN_MESSAGES else error.param
     headers = {} if error.retry_after is None else {"retry-after": str(error.retry_after)}
-    body = error_body(status, error.code, error.message, error.param)
+    body = error_body(status, error.code, error.message, param)
     return JSONResponse(body, status, headers)
 
 

@@ -17,6 +17,10 @@ MAX_PILLOW_PIXELS: Final = 178_956_970
 MAX_JPEG_SCANS: Final = 100
 """A progressive picture has about ten; each costs a pass over all pixels."""
 
+MIN_READS: Final = 20_000
+BYTES_PER_READ: Final = 256
+"""A file may be read `MIN_READS` times, and once more for each so many of its bytes."""
+
 _ORIENTATION_TAG: Final = 0x0112
 _ORIENTATIONS: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -50,6 +54,23 @@ class ImageLimits:
     max_side: int = 30_000
 
 
+class _Counted(BytesIO):
+    """A file that may be read only so often.
+
+    Pillow walks chunks, markers and stray bytes in Python, of which a small file can hold millions.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self._left = MIN_READS + len(data) // BYTES_PER_READ
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._left -= 1
+        if self._left < 0:
+            raise ImageError(400, "image_broken", "the image consists of too many parts")
+        return super().read(size)
+
+
 def decode_image(data: bytes, limits: ImageLimits) -> Image.Image:
     """Decode a JPEG, PNG or WEBP file to RGB, upright, its first frame, on white.
 
@@ -77,6 +98,8 @@ def decode_image(data: bytes, limits: ImageLimits) -> Image.Image:
                 with _open(data, limits) as again:
                     again.verify()
             picture = _to_rgb(image)
+        except ImageError:
+            raise
         # A hostile file can make a decoder raise nearly anything (OSError, SyntaxError,
         # struct.error, IndexError, MemoryError, ...): all of it means a broken picture.
         except Exception:
@@ -98,7 +121,9 @@ def _check_signature(data: bytes) -> None:
 
 def _open(data: bytes, limits: ImageLimits) -> Image.Image:
     try:
-        return Image.open(BytesIO(data), formats=FORMATS)
+        return Image.open(_Counted(data), formats=FORMATS)
+    except ImageError:
+        raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageError(
             413,

@@ -100,13 +100,19 @@ class BodyLimits:
         self._max_total = max_total
         self._timeout = timeout
         self._held = 0
-        """Bytes of all bodies that are being read or used."""
+        """Bytes of all bodies that are being read, or used for an answer."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
             await self._app(scope, receive, send)
             return
         headers, body = Headers(scope=scope), _Body()
+
+        async def send_answer(message: Message) -> None:
+            # By now nobody has the body any more, and a stream may be read slowly.
+            self._release(body)
+            await send(message)
+
         try:
             try:
                 length = headers.get("content-length", "")
@@ -123,9 +129,13 @@ class BodyLimits:
                 response.headers["connection"] = "close"
                 await response(scope, receive, send)
                 return
-            await self._app(scope, _replay(body, receive), send)
+            await self._app(scope, _replay(body, receive), send_answer)
         finally:
-            self._held -= body.size
+            self._release(body)
+
+    def _release(self, body: _Body) -> None:
+        self._held -= body.size
+        body.size = 0
 
     async def _read(self, receive: Receive, body: _Body) -> bool:
         """Collect a body; false when the client left before its end."""

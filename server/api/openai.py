@@ -15,7 +15,7 @@ from server.api.chat import ChatBody, chunk, cut_at_stop
 from server.api.errors import BadBody, error_body
 from server.api.orders import Orders
 from server.api.schemas import ErrorAnswer, from_url
-from server.api.streaming import KEEP_ALIVE, event_stream, events_of, sse, unless_left
+from server.api.streaming import KEEP_ALIVE, EventStream, events_of, sse, unless_left
 from server.errors import ServeError
 from server.logs import RequestRecord
 from server.service import Service
@@ -61,7 +61,7 @@ def openai_routes(service: Service, orders: Orders) -> APIRouter:
             with_usage = body.stream_options is not None and body.stream_options.include_usage
             block = order.settings.block
             record = request.state.record
-            return event_stream(lines(ticket, record, head, stops, block, with_usage), ticket)
+            return EventStream(lines(ticket, record, head, stops, block, with_usage), ticket)
         caption = await unless_left(request, ticket.caption())
         request.state.record.add(caption)
         text, finish = finished(caption, stops)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
     from starlette.routing import BaseRoute
-    from starlette.types import Scope
+    from starlette.types import Receive, Scope, Send
 
 _WEB: Final = Path(__file__).parent / "web"
 
@@ -28,8 +28,24 @@ _HEADERS: Final = {
 }
 
 
+def _whole(scope: Scope) -> Scope:
+    """The request without a range: files are small, and odd ranges are answered in plain text."""
+    headers = [(name, value) for name, value in scope["headers"] if name != b"range"]
+    return {**scope, "headers": headers}
+
+
+class _Page(FileResponse):
+    """The page itself, always all of it."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await super().__call__(_whole(scope), receive, send)
+
+
 class _Assets(StaticFiles):
     """Static files that load nothing from elsewhere and are loaded by nobody else."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await super().__call__(_whole(scope), receive, send)
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         response = await super().get_response(path, scope)
@@ -41,7 +57,7 @@ def playground_routes() -> list[BaseRoute]:
     """`/` and `/web`, which need no API key: they hold no secret."""
 
     async def page(request: Request) -> Response:
-        return FileResponse(_WEB / "index.html", headers=_HEADERS)
+        return _Page(_WEB / "index.html", headers=_HEADERS)
 
     return [
         Route("/", page, methods=["GET"], include_in_schema=False),

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from server.settings import Settings
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+_UNREAD_SECONDS: Final = 60
+"""After which a connection is cut whose peer takes nothing of what was sent."""
 _LAST_WORDS: Final = 5
 """Seconds for answers that are still being written after everything has ended."""
 
@@ -159,6 +162,9 @@ def listen(host: str, port: int) -> socket.socket:
         # asyncio sees the protocol 0 of such a socket and leaves Nagle's algorithm on, which holds
         # the end of an answer back for 40 ms; connections inherit this.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if sys.platform == "linux":
+            limit = _UNREAD_SECONDS * 1000
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, limit)
         return listener
     except OSError as error:
         reason = error.strerror or error

@@ -18,7 +18,7 @@ from server.api.bodies import read_body
 from server.api.errors import BadBody, error_body
 from server.api.orders import Orders
 from server.api.schemas import CaptionAnswer, CaptionBody, ErrorAnswer, RefineBody
-from server.api.streaming import KEEP_ALIVE, event_stream, events_of, sse, unless_left
+from server.api.streaming import KEEP_ALIVE, EventStream, events_of, sse, unless_left
 from server.errors import ServeError
 from server.logs import RequestRecord
 from server.service import Service
@@ -60,7 +60,7 @@ def caption_routes(service: Service, orders: Orders) -> APIRouter:
         ticket = await unless_left(request, service.submit(order))
         record = request.state.record
         if stream:
-            return event_stream(lines(ticket, record, with_tokens=body.return_tokens), ticket)
+            return EventStream(lines(ticket, record, with_tokens=body.return_tokens), ticket)
         done = await unless_left(request, ticket.caption())
         record.add(done)
         return JSONResponse(finished(done, with_tokens=body.return_tokens))
@@ -106,6 +106,8 @@ def operation_routes(service: Service) -> APIRouter:
             "object": "model",
             "created": started,
             "owned_by": "rediff-serve",
+            # vLLM's client takes the first model's `root` for its name.
+            "root": service.model_name,
         }
 
     @router.head("/health/live", include_in_schema=False)

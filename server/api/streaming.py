@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from starlette.background import BackgroundTask
 from starlette.responses import StreamingResponse
 
 from server.ticket import Caption
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
 
     from starlette.requests import Request
+    from starlette.types import Receive, Scope, Send
 
     from rediff_model.generation import StepEvent
     from server.ticket import Ticket
@@ -23,6 +24,10 @@ T = TypeVar("T")
 
 KEEP_ALIVE_SECONDS: Final = 10.0
 KEEP_ALIVE: Final = ": keep-alive\n\n"
+LINGER_SECONDS: Final = 30.0
+"""For which a caller may read on in a stream after the deadline of its request."""
+
+logger = logging.getLogger(__name__)
 
 
 class ClientLeft(Exception):
@@ -78,14 +83,24 @@ def sse(data: object, event: str | None = None) -> str:
     return f"{head}data: {json.dumps(data, ensure_ascii=False, allow_nan=False)}\n\n"
 
 
-def event_stream(lines: AsyncIterator[str], ticket: Ticket) -> StreamingResponse:
-    """A response of server-sent events, which no proxy should hold back."""
+class EventStream(StreamingResponse):
+    """A response of server-sent events, which no proxy should hold back.
 
-    async def close() -> None:
-        # A caller who leaves before the first line leaves `lines` unstarted, its clean-up unrun.
-        ticket.close()
+    A caller who does not read what was asked for is cut off, for all steps wait in memory.
+    """
 
-    headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-    return StreamingResponse(
-        lines, media_type="text/event-stream", headers=headers, background=BackgroundTask(close)
-    )
+    def __init__(self, lines: AsyncIterator[str], ticket: Ticket) -> None:
+        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+        super().__init__(lines, media_type="text/event-stream", headers=headers)
+        self._ticket = ticket
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            async with asyncio.timeout_at(self._ticket.deadline + LINGER_SECONDS):
+                await super().__call__(scope, receive, send)
+        except TimeoutError:
+            logger.warning("a stream was not read to its end in time")
+        finally:
+            # A caller who leaves before the first line leaves `lines` unstarted, its clean-up
+            # unrun.
+            self._ticket.close()

@@ -52,6 +52,11 @@ def write_text(path: Path, text: str) -> None:
             if attempt:
                 raise
             path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            # Nobody asked for the temporary: name the file itself.
+            raise OSError(error.errno, error.strerror, str(path)) from None
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise

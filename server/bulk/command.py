@@ -74,7 +74,8 @@ def caption(
         _say("stopped; what is done is kept")
         return INTERRUPTED
     except OSError as error:
-        raise BulkError(str(error)) from None
+        name = error.filename2 or error.filename or options.out
+        raise BulkError(f"{name}: {error.strerror or error}") from None
 
 
 def _run(options: BulkOptions, captioner: Captioner, output: Output) -> int:
@@ -110,7 +111,7 @@ def _remote(
     from server.bulk.remote import Remote
 
     return Remote.open(
-        base_url, key, order, settings.max_image_bytes, options.concurrency, options.retries
+        base_url, key, order, settings.max_image_bytes, options.concurrency, options.retries, _say
     )
 
 

@@ -45,12 +45,15 @@ class Inputs:
         """Refuse what can be seen to be wrong before a model is loaded.
 
         Raises:
-            BulkError: a list, a folder's pattern or a column that cannot be used.
+            BulkError: a folder, a list, a shard or a column that is not there.
         """
         for path in (*self.lists, *(path for path in self.paths if is_data_set(path))):
             if not path.exists():
                 raise BulkError(f"{path}: No such file or directory")
         for path in self.paths:
+            # A folder's misspelt name, rather than a picture that has gone.
+            if path.suffix.lower() not in SUFFIXES and not os.path.lexists(path):
+                raise BulkError(f"{path}: No such file or directory")
             if path.suffix.lower() == ".parquet" and path.is_file():
                 parquet_input.check(path, self.image_column, self.id_column)
 
@@ -60,8 +63,11 @@ class Inputs:
         for path in self.lists:
             yield from self._listed(path)
 
-    def count(self) -> int:
-        """How many there are. Walks through everything, but reads no picture."""
+    def count(self) -> int | None:
+        """How many there are, if that can be known. Walks everywhere, but reads no picture."""
+        # What is read from a pipe to be counted would be missing from the run.
+        if any(path.exists() and not path.is_file() for path in self.lists):
+            return None
         total = 0
         for path in self.paths:
             if path.suffix.lower() == ".parquet" and path.is_file():
@@ -72,30 +78,35 @@ class Inputs:
 
     def _of(self, path: Path) -> Iterator[Item | Unreadable]:
         if path.is_dir():
-            return self._folder(path, "")
+            return self._folder(path)
         if path.suffix.lower() == ".tar":
             return tar_input.pictures_of(path, SUFFIXES)
         if path.suffix.lower() == ".parquet":
             return parquet_input.pictures_of(path, self.image_column, self.id_column)
         return iter([self._file(path, path.name)])
 
-    def _folder(self, folder: Path, below: str) -> Iterator[Item | Unreadable]:
+    def _folder(self, root: Path) -> Iterator[Item | Unreadable]:
         """Files in the order of their names, then folders; links to folders are not followed."""
-        try:
-            with os.scandir(folder) as entries:
-                found = sorted(
-                    (entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries
-                )
-        except OSError as error:
-            yield Unreadable(str(folder), error.strerror or type(error).__name__)
-            return
-        for name, is_folder in found:
-            if not is_folder and self._wants(name, below + name):
-                yield self._file(folder / name, below + name)
-        if self.recursive:
+        left = [(root, "")]
+        while left:
+            folder, below = left.pop()
+            try:
+                with os.scandir(folder) as entries:
+                    found = sorted(
+                        (entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries
+                    )
+            except OSError as error:
+                yield Unreadable(str(folder), error.strerror or type(error).__name__)
+                continue
             for name, is_folder in found:
-                if is_folder and not name.startswith("."):
-                    yield from self._folder(folder / name, f"{below}{name}/")
+                if not is_folder and self._wants(name, below + name):
+                    yield self._file(folder / name, below + name)
+            if self.recursive:
+                left += [
+                    (folder / name, f"{below}{name}/")
+                    for name, is_folder in reversed(found)
+                    if is_folder and not name.startswith(".")
+                ]
 
     def _wants(self, name: str, below: str) -> bool:
         # Other systems leave files such as ._picture.jpg, which are no pictures.
@@ -107,7 +118,8 @@ class Inputs:
 
     def _listed(self, path: Path) -> Iterator[Item | Unreadable]:
         try:
-            with path.open(encoding="utf-8", errors="surrogateescape") as lines:
+            # Some editors put a mark before the first path.
+            with path.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
                 for line in lines:
                     if listed := line.rstrip("\r\n"):
                         yield self._file(Path(listed), listed)

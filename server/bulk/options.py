@@ -72,7 +72,11 @@ class BulkOptions(BaseModel):
             field = str(first["loc"][0])
             name = {"naming": "id", "output_format": "format"}.get(field, field).replace("_", "-")
             raise BulkError(f"--{name}: {first['msg']}, got {first['input']!r}") from None
-        options._check()
+        try:
+            options._check()
+        # Such as a name that is too long to ask for.
+        except OSError as error:
+            raise BulkError(f"{error.filename}: {error.strerror}") from None
         return options
 
     @field_validator("prepend", "append", "trigger")
@@ -144,8 +148,7 @@ class BulkOptions(BaseModel):
             raise BulkError(f"--format {self.format} needs --out")
         if self.doubtful is not None and self.min_confidence is None:
             raise BulkError("--doubtful needs --min-confidence")
-        if self.out is not None and self.out in (self.doubtful_out, self.report):
-            raise BulkError(f"{self.out} cannot take two outputs")
+        self._check_apart()
         for folder in (self.out, self.doubtful):
             if self.format in ("txt", "webdataset") and folder is not None and folder.is_file():
                 raise BulkError(f"{folder} is a file, and --format {self.format} needs a folder")
@@ -153,6 +156,23 @@ class BulkOptions(BaseModel):
             for path in (self.out, self.doubtful):
                 if path is not None and path.is_dir():
                     raise BulkError(f"{path} is a folder, and --format {self.format} needs a file")
+
+    def _check_apart(self) -> None:
+        """No file is written twice, and none that is read is written."""
+        outputs = [path for path in (self.out, self.doubtful_out, self.report) if path is not None]
+        for number, path in enumerate(outputs):
+            if os.path.abspath(path) in map(os.path.abspath, outputs[:number]):
+                raise BulkError(f"{path} cannot take two outputs")
+        if self.report is not None and self.report.is_dir():
+            raise BulkError(f"{self.report} is a folder, and --report needs a file")
+        read = [path for path in (*self.files, *self.lists) if path.is_file()]
+        for path in outputs:
+            for one in read:
+                if path.is_file() and path.samefile(one):
+                    raise BulkError(f"{path} is read by this run and cannot be written to")
+                shard = self.format == "webdataset" and one.suffix.lower() == ".tar"
+                if shard and path.is_dir() and path.samefile(one.parent):
+                    raise BulkError(f"{one} lies where shards are to be written, in {path}")
 
     def _check_ray(self) -> None:
         given = [name for name in ("ray_engines", "ray_group") if name in self.model_fields_set]

@@ -31,7 +31,7 @@ def pictures_of(
                     name = member if id_column is None else str(values[id_column])
                     yield _item(path, member, name, values[image_column])
                     row += 1
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
         yield Unreadable(str(path), " ".join(str(error).split()))
 
 
@@ -48,7 +48,7 @@ def count(path: Path) -> int:
     pyarrow, parquet = arrow.load()
     try:
         return int(parquet.read_metadata(path).num_rows)
-    except (OSError, pyarrow.ArrowException):
+    except (OSError, ValueError, pyarrow.ArrowException):
         return 0
 
 
@@ -61,7 +61,7 @@ def check(path: Path, image_column: str, id_column: str | None) -> None:
     pyarrow, parquet = arrow.load()
     try:
         names = parquet.read_schema(path).names
-    except (OSError, pyarrow.ArrowException):
+    except (OSError, ValueError, pyarrow.ArrowException):
         # Told when its turn comes, like any other broken shard.
         return
     for column in (image_column, id_column):

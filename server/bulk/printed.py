@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from server.bulk.names import one_line, utf8
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -29,7 +31,7 @@ class Printed:
     def add(self, item: Item, caption: Captioned) -> None:
         if self._as_json:
             row = {
-                "file": item.source,
+                "file": utf8(item.source),
                 "caption": caption.text,
                 "finish_reason": caption.finish_reason,
                 "steps": caption.steps,
@@ -37,7 +39,8 @@ class Printed:
             }
             self._echo(json.dumps(row, ensure_ascii=False))
         else:
-            self._echo(caption.text if self._alone else f"{item.source}: {caption.text}")
+            name = one_line(item.source)
+            self._echo(caption.text if self._alone else f"{name}: {caption.text}")
 
     def finish(self) -> None:
         """Every line is out."""

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Never
 
 from tqdm import tqdm
 
+from server.bulk.names import one_line
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -28,8 +30,8 @@ class Tally:
 class Progress:
     """Drawn where there is a terminal, unless it is told otherwise."""
 
-    def __init__(self, count: Callable[[], int], *, shown: bool | None = None) -> None:
-        """`count` says how many pictures there are; it runs in a thread, as it may take long."""
+    def __init__(self, count: Callable[[], int | None], *, shown: bool | None = None) -> None:
+        """`count` says how many pictures there are, or None; in a thread, as it may take long."""
         disable = not (sys.stderr.isatty() if shown is None else shown)
         self._bar: tqdm[Never] = tqdm(
             unit=" captions", file=sys.stderr, disable=disable, dynamic_ncols=True, mininterval=0.5
@@ -48,11 +50,11 @@ class Progress:
         self._bar.update(advanced)
 
     def tell(self, line: str) -> None:
-        """A line on stderr above the bar."""
-        tqdm.write(line, file=sys.stderr)
+        """A line on stderr above the bar, also if there are line ends in names."""
+        tqdm.write(one_line(line), file=sys.stderr)
 
     def close(self) -> None:
         self._bar.close()
 
-    def _count(self, count: Callable[[], int]) -> None:
+    def _count(self, count: Callable[[], int | None]) -> None:
         self._total = count()

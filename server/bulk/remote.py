@@ -28,6 +28,8 @@ _TIMEOUT: Final = httpx.Timeout(600.0, connect=10.0)
 """Of a read: the longest that a server may be told to let a request take."""
 _TRY_LATER: Final = frozenset({408, 429, 502, 503})
 """The picture is not to blame: another attempt may give a caption."""
+_BUSY: Final = frozenset({408, 429})
+"""Of these, what needs no telling: the server is there."""
 _PICTURE: Final = frozenset({413, 415})
 _LONGEST_WAIT: Final = 60.0
 
@@ -42,9 +44,13 @@ class Remote:
         max_bytes: int,
         concurrency: int,
         retries: int,
+        tell: Callable[[str], None],
     ) -> None:
-        """`form` are the fields that go with every picture."""
+        """`form` are the fields that go with every picture; `tell` hears of outages."""
         self._client = client
+        self._tell = tell
+        self._away = threading.Event()
+        """The server was lost, which has been told, and has not answered since."""
         self._form = form
         self.model = ""
         """Of the server, by the name that it goes by."""
@@ -66,6 +72,7 @@ class Remote:
         max_bytes: int,
         concurrency: int,
         retries: int,
+        tell: Callable[[str], None],
         transport: httpx.BaseTransport | None = None,
     ) -> Self:
         """Ask the server what it runs; one that is starting is waited for.
@@ -80,7 +87,7 @@ class Remote:
             limits=httpx.Limits(max_connections=concurrency),
             transport=transport,
         )
-        remote = cls(client, {}, max_bytes, concurrency, retries)
+        remote = cls(client, {}, max_bytes, concurrency, retries, tell)
         try:
             remote._form = remote._fields(order)
         except BaseException:
@@ -162,18 +169,24 @@ class Remote:
         """
         for attempt in range(self._retries + 1):
             wait: float | None = None
+            busy = False
             try:
                 response = send()
             except httpx.TransportError as error:
                 reason = f"{self._client.base_url} cannot be reached: {_words(error)}"
             else:
                 if response.status_code == 200:
+                    self._away.clear()
                     return response
                 reason, param = _told(response)
                 wait = _retry_after(response)
                 self._judge(response.status_code, reason, param)
+                busy = response.status_code in _BUSY
             if attempt == self._retries:
                 break
+            if not busy and not self._away.is_set():
+                self._away.set()
+                self._tell(f"{reason}; trying again")
             # Spread, so that those who were refused together do not come back together.
             backoff = min(_LONGEST_WAIT, 0.5 * 2**attempt) * random.uniform(0.5, 1.0)
             if self._closing.wait(backoff if wait is None else wait):
@@ -227,4 +240,4 @@ def _retry_after(response: httpx.Response) -> float | None:
 
 
 def _words(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import errno
+import stat
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from server.bulk.atomic import sweep, write_text
+from server.bulk.pictures import PictureError
 
 if TYPE_CHECKING:
     from server.bulk.item import Captioned, Item
     from server.bulk.output import Doubt
+
+_OF_THE_NAME: Final = frozenset(
+    {
+        errno.EEXIST,
+        errno.EILSEQ,
+        errno.EINVAL,
+        errno.EISDIR,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+        errno.ENOTDIR,
+    }
+)
+"""A picture's own failures; a full disk or a forbidden folder would be that of all."""
 
 
 class Sidecars:
@@ -29,7 +45,8 @@ class Sidecars:
     def refuses(self, item: Item) -> str | None:
         if self._folder is None and item.member:
             return "a shard has no place for sidecars: name a folder with --out"
-        if ".." in PurePosixPath(item.relative).parts:
+        below = PurePosixPath(item.relative)
+        if ".." in below.parts or not below.name:
             return "its name leads out of the folder of the sidecars"
         paths = self._paths(item)
         if Path(item.source) in paths:
@@ -38,7 +55,7 @@ class Sidecars:
             owner = self._owners.setdefault(path, item.identity)
             if owner != item.identity:
                 return f"its sidecar {path} is that of {owner}"
-        return None
+        return next(filter(None, map(_taken, paths)), None)
 
     def holds(self, item: Item) -> bool:
         paths = self._paths(item)
@@ -48,9 +65,15 @@ class Sidecars:
         return not self._overwrite and any(path.exists() for path in paths)
 
     def add(self, item: Item, caption: Captioned) -> None:
+        """Raises PictureError when the sidecar's name cannot be that of a file."""
         paths = self._paths(item)
         chosen = paths[-1 if self._doubt(caption.confidence) else 0]
-        write_text(chosen, caption.text + "\n")
+        try:
+            write_text(chosen, caption.text + "\n")
+        except OSError as error:
+            if error.errno not in _OF_THE_NAME:
+                raise
+            raise PictureError(_cannot(chosen, error.strerror)) from None
         for other in paths:
             if other != chosen:
                 # Left by a run with another limit: a picture has one caption.
@@ -73,6 +96,24 @@ class Sidecars:
         if self._doubtful is None:
             return plain, _with(plain.with_suffix(""), ".doubtful.txt")
         return plain, _with(self._doubtful / item.relative, ".txt")
+
+
+def _taken(path: Path) -> str | None:
+    """Why a file of this name cannot be written, as far as the file system says so already."""
+    try:
+        return _cannot(path, "it is a folder") if stat.S_ISDIR(path.stat().st_mode) else None
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        return _cannot(path, str(error))
+    except OSError as error:
+        if error.errno not in _OF_THE_NAME:
+            raise
+        return _cannot(path, error.strerror)
+
+
+def _cannot(path: Path, reason: str | None) -> str:
+    return f"its sidecar {path} cannot be written: {reason}"
 
 
 def _with(path: Path, suffix: str) -> Path:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal
 from server.bulk import arrow
 from server.bulk.atomic import replacing, sweep
 from server.bulk.journal import Journal
+from server.bulk.names import utf8
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -90,8 +91,7 @@ class Table:
 
 
 def _clean(value: Any) -> Any:
-    """A file name that is no UTF-8 with marks for the bytes that are none."""
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+    return utf8(value) if isinstance(value, str) else value
 
 
 def _jsonl(rows: Iterator[dict[str, Any]], stream: BinaryIO) -> None:

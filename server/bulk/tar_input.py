@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import tarfile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from server.bulk.item import Item, Unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
     from pathlib import Path
+
+_BROKEN: Final = (OSError, ValueError, OverflowError, RecursionError, MemoryError)
+"""What tarfile raises at fields that nobody would write, besides errors of its own."""
 
 
 def pictures_of(path: Path, suffixes: Collection[str]) -> Iterator[Item | Unreadable]:
@@ -18,11 +21,17 @@ def pictures_of(path: Path, suffixes: Collection[str]) -> Iterator[Item | Unread
     try:
         with tarfile.open(path, "r:") as archive:
             for member in archive:
+                if member.size < 0:
+                    # It would lead back to where tarfile has been, for ever.
+                    raise tarfile.ReadError(f"a member has {member.size} bytes")
                 key, suffix = split_name(member.name)
-                picture = suffix in suffixes and member.isreg() and not member.issparse()
-                if not picture or key == told:
+                if suffix not in suffixes or member.isdir() or key == told:
                     continue
                 told = key
+                if not member.isreg() or member.issparse():
+                    reason = "the shard holds a link or a sparse file in place of the picture"
+                    yield Unreadable(f"{path}#{member.name}", reason)
+                    continue
                 yield Item(
                     source=str(path),
                     name=key,
@@ -33,7 +42,7 @@ def pictures_of(path: Path, suffixes: Collection[str]) -> Iterator[Item | Unread
                     size=member.size,
                 )
             _check_end(path, archive.offset)
-    except (OSError, tarfile.TarError) as error:
+    except (*_BROKEN, tarfile.TarError) as error:
         reason = getattr(error, "strerror", None) or f"the shard is broken: {error}"
         yield Unreadable(str(path), reason)
 

@@ -138,7 +138,9 @@ def caption(
     prepend: Annotated[Text, _option("prepend", "Text before every caption.")] = None,
     append: Annotated[Text, _option("append", "Text behind every caption.")] = None,
     trigger: Annotated[Text, _option("trigger", "Words before all, with a comma.")] = None,
-    preset: Annotated[Text, _option("preset", "rediff, mask, adaptive or careful.", "rediff")] = None,
+    preset: Annotated[
+        Text, _option("preset", "rediff, mask, adaptive or careful.", "rediff")
+    ] = None,
     max_new_tokens: Annotated[
         Number, _option("max-new-tokens", "Most tokens, up to the model's.", "the model's")
     ] = None,

@@ -57,6 +57,7 @@ def test_the_command_writes_a_row_a_side(
         "engine, 8 a step",
         "reference, 8 a step",
         "engine, adaptive",
+        "engine, careful",
         "twin, generate",
     ]
     assert [rows[f"engine, {tokens} a step"]["forwards"] for tokens in (1, 4, 8)] == [8, 2, 1]

@@ -291,5 +291,24 @@ def test_help_and_version_import_nothing_heavy() -> None:
         assert done.stdout.endswith("set()\n")
 
 
+@pytest.mark.parametrize("module", ["typer", "server.settings"])
+def test_ctrl_c_among_the_imports_ends_quietly(module: str) -> None:
+    code = (
+        "import signal, sys\n"
+        "class Interrupting:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == {module!r}:\n"
+        "            signal.raise_signal(signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupting())\n"
+        "sys.argv = ['rediff', 'serve']\n"
+        "from server.cli import main\n"
+        "main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr.strip()) == (130, "", "")
+
+
 def test_the_version_is_that_of_the_distribution() -> None:
     assert f'version = "{__version__}"' in (ROOT / "pyproject.toml").read_text()

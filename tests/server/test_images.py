@@ -296,3 +296,35 @@ def test_a_jpeg_of_countless_scans_is_refused() -> None:
     last = data.rindex(b"\xff\xda")
     repeated = data[:-2] + data[last:-2] * MAX_JPEG_SCANS + data[-2:]
     assert refusal(repeated).status == 400
+
+
+def test_a_png_in_small_chunks_decodes() -> None:
+    picture = noise(700, 700)
+    raw = np.asarray(picture).reshape(700, 2100)
+    pixels = zlib.compress(np.pad(raw, ((0, 0), (1, 0))).tobytes(), 0)
+    parts = [chunk(b"IDAT", pixels[at : at + 256]) for at in range(0, len(pixels), 256)]
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 700, 700, 8, 2, 0, 0, 0))
+    data = b"\x89PNG\r\n\x1a\n" + header + b"".join(parts) + chunk(b"IEND", b"")
+    assert len(parts) > 5_000
+    assert decode_image(data, ImageLimits()).tobytes() == picture.tobytes()
+
+
+MANY = 70_000
+
+
+@pytest.mark.parametrize(
+    ("kind", "place", "part"),
+    [
+        ("PNG", 33, chunk(b"prVt", b"")),
+        ("PNG", 33, chunk(b"tEXt", b"a\0b")),
+        ("PNG", -12, chunk(b"prVt", b"")),
+        ("JPEG", 2, b"\xff\xfe\0\2"),
+        ("JPEG", 2, b"\xff\xff"),
+        ("JPEG", 2, b"\xff\0"),
+    ],
+)
+def test_a_picture_of_countless_parts_is_refused(kind: str, place: int, part: bytes) -> None:
+    data = encode(noise(), kind)
+    refused = refusal(data[:place] + part * MANY + data[place:], ImageLimits())
+    assert (refused.status, refused.code) == (400, "image_broken")
+    assert "too many parts" in refused.message

@@ -12,10 +12,14 @@ from server_fakes import DEFAULT_CAPTION, Call, png, running
 pytestmark = pytest.mark.anyio
 
 PATH = "/v1/chat/completions"
-IMAGE = {
-    "type": "image_url",
-    "image_url": {"url": f"data:image/png;base64,{base64.b64encode(png()).decode()}"},
-}
+
+
+def image_of(file: bytes) -> dict[str, Any]:
+    encoded = base64.b64encode(file).decode()
+    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{encoded}"}}
+
+
+IMAGE = image_of(png())
 
 
 def text(words: str) -> dict[str, str]:
@@ -180,6 +184,9 @@ async def test_the_role_comes_before_the_first_step() -> None:
         (chat(temperature=-1), "temperature"),
         (chat(steps=4, tokens_per_step=2), "steps"),
         (chat(block_length=3), "block_length"),
+        (chat(user(IMAGE, text("long " * 1000))), "messages"),
+        (chat(user(IMAGE, text("a " * 1100))), "messages"),
+        (chat(user(image_of(b""))), "messages"),
         ({"model": "fake", "messages": []}, "messages"),
         ({"model": "fake"}, "messages"),
         ({}, "messages"),

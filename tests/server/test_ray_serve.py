@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import inspect
 import os
 import signal
 import socket
@@ -56,6 +57,12 @@ def test_ray_is_told_of_our_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert config.backpressure_config.model_dump() == {"status_code": 429, "retry_after_s": 5}
     assert config.graceful_shutdown_timeout_s == 12
     assert told.ray_actor_options["num_gpus"] == 0.5
+
+
+def test_ray_makes_a_scale_of_the_arguments_that_serve_run_is_given() -> None:
+    # It looks at the annotation itself, and a postponed one is only text.
+    (parameter,) = inspect.signature(application).parameters.values()
+    assert parameter.annotation is Scale
 
 
 @pytest.mark.parametrize(

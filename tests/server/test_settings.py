@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import pytest
 from pydantic_core import PydanticUndefined
 
-from server import cli
+from server.commands.serve import serve
 from server.engine.config import EngineConfig
 from server.settings import EMBEDDED, BadSettings, Settings
 
@@ -127,7 +127,7 @@ def test_the_served_name(given: dict[str, Any], name: str) -> None:
 
 
 def test_serve_has_an_option_with_the_true_default_for_every_setting() -> None:
-    parameters = inspect.signature(cli.serve).parameters
+    parameters = inspect.signature(serve).parameters
     assert set(parameters) == set(Settings.model_fields)
     words = {"model": "the embedded checkpoint", "revision": "newest", "threads": "torch's own"}
     words |= {"served_model_name": "from --model", "max_rows": "what fits"}

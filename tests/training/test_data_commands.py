@@ -11,7 +11,7 @@ from dialogue_samples import write_checkpoint
 from typer.testing import CliRunner
 
 from rediff_model.checkpoint import resolve
-from server.cli import app
+from server.commands.app import app
 from training.records import Draft, write_records
 from training.report import Report
 from training.scenes.atlas import Atlas

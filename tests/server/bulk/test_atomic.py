@@ -8,6 +8,9 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+import pytest
+from bulk_case import full_disk
+
 from server.bulk.atomic import replacing, sweep, temporary_in, write_text
 
 if TYPE_CHECKING:
@@ -43,3 +46,11 @@ def test_only_temporaries_of_the_dead_are_swept(tmp_path: Path) -> None:
     # What bears this process's number is of an earlier one that had it.
     assert sorted(tmp_path.iterdir()) == sorted(kept)
     sweep(tmp_path / "missing")
+
+
+def test_a_full_disk_leaves_nothing_and_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    with full_disk(10), pytest.raises(OSError, match="File too large") as caught:
+        write_text(path, "x" * 100)
+    assert caught.value.filename == str(path)
+    assert list(tmp_path.iterdir()) == []

@@ -170,6 +170,11 @@ def test_shards_are_not_mixed_by_accident(command: Command, folder: Path) -> Non
         (["--out", "{set}/a.png"], "is a file, and --format txt needs a folder"),
         (["--min-confidence", "2"], "--min-confidence: "),
         (["--doubtful", "x"], "--doubtful needs --min-confidence"),
+        (["--out", "x.csv", "--report", "./x.csv"], "x.csv cannot take two outputs"),
+        (["--out", "x.csv", "--report", "{set}"], "is a folder, and --report needs a file"),
+        (["--list", "x" * 300], "File name too long"),
+        (["x" * 300 + ".png"], "File name too long"),
+        (["{set}/../picturs"], "picturs: No such file or directory"),
         (["--overwrite", "--resume"], "give one"),
         (["--prompt", "a", "--prompt-file", "b"], "give one"),
         (["--prompt-file", "{set}"], "Is a directory"),
@@ -186,6 +191,40 @@ def test_wrong_use_is_one_line_and_loads_no_model(
     assert (status, out, command.loads) == (1, "", 0)
     assert message in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", ["--out {s}", "--out o.csv --report {s}"])
+def test_what_is_read_is_not_written(command: Command, folder: Path, words: str) -> None:
+    shard = folder / "s.tar"
+    write_tar(shard, {"x.png": png()})
+    before = shard.read_bytes()
+    options = words.format(s=shard).split()
+    status, _, err = command(shard, *options, "--format", "csv", "--overwrite")
+    assert (status, err) == (1, f"rediff: {shard} is read by this run and cannot be written to\n")
+    status, _, err = command(shard, "--out", folder, "--format", "webdataset", "--overwrite")
+    assert status == 1
+    assert "lies where shards are to be written" in err
+    assert shard.read_bytes() == before
+
+
+def test_names_do_not_reach_a_terminal_as_they_are(command: Command, folder: Path) -> None:
+    odd = folder / "a\n\x1b[31m\udcff.png"
+    odd.write_bytes(b"no picture")
+    line = "a\\n\\x1b[31m\\udcff.png: the image must be one of JPEG, PNG, WEBP"
+    assert line in command(folder)[2].splitlines()[0]
+    assert line in command(folder / "a.png", odd)[2]
+    odd.write_bytes(png())
+    _, out, _ = command(folder / "a.png", odd)
+    assert out.splitlines()[1].startswith(f"{folder}/a\\n\\x1b[31m\\udcff.png: ")
+    _, out, _ = command(folder / "a.png", odd, "--json")
+    assert json.loads(out.splitlines()[1])["file"] == f"{folder}/a\n\x1b[31m\\udcff.png"
+
+
+def test_an_output_that_cannot_be_written_is_named(command: Command, folder: Path) -> None:
+    (folder / "file").touch()
+    out = folder / "file" / "out.csv"
+    status, _, err = command(folder, "--out", out)
+    assert (status, err) == (1, f"rediff: {out.parent}: File exists\n")
 
 
 def test_options_of_files_to_write_are_refused_when_captions_are_printed(

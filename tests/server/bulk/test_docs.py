@@ -18,6 +18,7 @@ from server_wire import serving
 
 from server import cli
 from server.commands import caption
+from server.commands.app import app
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,7 +60,7 @@ def test_an_example_runs_as_written(
 
 
 def test_every_option_is_told() -> None:
-    command = typer.main.get_command(cli.app)
+    command = typer.main.get_command(app)
     options = command.commands["caption"].params  # type: ignore[attr-defined]
     names = {option.opts[0] for option in options if option.opts[0].startswith("--")}
     assert len(names) > 40

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tarfile
 from typing import TYPE_CHECKING, Any
 
 import pyarrow
@@ -51,6 +53,23 @@ def test_links_to_folders_are_not_followed(folder: Path) -> None:
     assert len(names(Inputs((folder,), recursive=True))) == 4
 
 
+def test_folders_may_be_deeper_than_calls_may(tmp_path: Path) -> None:
+    # Python allows a thousand calls below each other.
+    deepest = tmp_path
+    for _ in range(1100):
+        deepest /= "d"
+        deepest.mkdir()
+    (picture,) = write_pictures(deepest, ["a.png"])
+    try:
+        assert names(Inputs((tmp_path,), recursive=True)) == ["d/" * 1100 + "a.png"]
+    finally:
+        # Nor can others remove so deep a folder.
+        picture.unlink()
+        while deepest != tmp_path:
+            deepest.rmdir()
+            deepest = deepest.parent
+
+
 @pytest.mark.parametrize(
     ("naming", "name"), [("path", "deep/d.jpeg"), ("name", "d.jpeg"), ("stem", "d")]
 )
@@ -69,6 +88,25 @@ def test_a_list_has_a_path_a_line(folder: Path) -> None:
     assert [one.source for one in found] == ["x/a.png", "/data/b c.jpg", "\udcff.png"]
     assert [one.relative for one in found] == ["x/a", "data/b c", "\udcff"]
     assert inputs.count() == 3
+
+
+def test_a_mark_before_the_first_path_is_none_of_it(tmp_path: Path) -> None:
+    (tmp_path / "list").write_text("a.png\n", encoding="utf-8-sig")
+    (found,) = Inputs(lists=(tmp_path / "list",))
+    assert found.source == "a.png"
+
+
+def test_a_list_from_a_pipe_is_not_read_to_be_counted(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert Inputs((tmp_path,), lists=(tmp_path / "pipe",)).count() is None
+
+
+def test_a_misspelt_folder_is_refused_and_a_picture_that_is_gone_is_told(tmp_path: Path) -> None:
+    with pytest.raises(BulkError, match="picturs: No such file or directory"):
+        Inputs((tmp_path / "picturs",)).check()
+    gone = Inputs((tmp_path / "gone.png",))
+    gone.check()
+    assert names(gone) == ["gone.png"]
 
 
 def test_a_shard_gives_the_first_picture_of_each_sample(tmp_path: Path) -> None:
@@ -109,6 +147,50 @@ def test_a_shard_that_was_cut_gives_what_lies_before_and_is_told(
             read(pictures[-1], 1000)
 
 
+def test_links_in_a_shard_are_told(tmp_path: Path) -> None:
+    shard = tmp_path / "0.tar"
+    with tarfile.open(shard, "w") as archive:
+        for name, kind in {
+            "a": tarfile.LNKTYPE,
+            "b": tarfile.SYMTYPE,
+            "c": tarfile.DIRTYPE,
+        }.items():
+            link = tarfile.TarInfo(f"{name}.png")
+            link.type = kind
+            link.linkname = "x.png"
+            archive.addfile(link)
+    found = [one for one in Inputs((shard,)) if isinstance(one, Unreadable)]
+    assert [one.source for one in found] == [f"{shard}#a.png", f"{shard}#b.png"]
+    assert {one.reason for one in found} == {
+        "the shard holds a link or a sparse file in place of the picture"
+    }
+
+
+@pytest.mark.parametrize(
+    ("headers", "reason"),
+    [
+        ([("b.png", tarfile.REGTYPE, -512)], "a member has -512 bytes"),
+        ([("b", tarfile.GNUTYPE_LONGNAME, 2**70)], "cannot fit"),
+        ([("b", tarfile.XHDTYPE, 0)] * 2000, "recursion"),
+    ],
+)
+def test_a_shard_made_to_harm_is_a_broken_one(
+    tmp_path: Path, headers: list[tuple[str, bytes, int]], reason: str
+) -> None:
+    content = [tarfile.TarInfo("a.png").tobuf()]
+    for name, kind, size in headers:
+        header = tarfile.TarInfo(name)
+        header.type, header.size = kind, size
+        content.append(header.tobuf(tarfile.GNU_FORMAT))
+    shard = tmp_path / "0.tar"
+    shard.write_bytes(b"".join(content) + bytes(1024))
+    picture, broken = Inputs((shard,))
+    assert isinstance(picture, Item)
+    assert isinstance(broken, Unreadable)
+    assert broken.reason.startswith("the shard is broken: ")
+    assert reason in broken.reason
+
+
 @pytest.mark.parametrize("as_struct", [False, True])
 def test_parquet_gives_the_bytes_of_its_rows(tmp_path: Path, as_struct: bool) -> None:
     def cell(shade: int) -> Any:
@@ -125,6 +207,15 @@ def test_parquet_gives_the_bytes_of_its_rows(tmp_path: Path, as_struct: bool) ->
     assert found[0].suffix == ".png"
     assert names(Inputs((path,)))[0] == "00000000"
     assert inputs.count() == 3
+
+
+def test_ids_of_parquet_that_are_no_text_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "set.parquet"
+    key = pyarrow.array([b"\xff"]).view(pyarrow.string())
+    pyarrow.parquet.write_table(pyarrow.table({"image": [png(1)], "key": key}), path)
+    (found,) = Inputs((path,), id_column="key")
+    assert isinstance(found, Unreadable)
+    assert "can't decode byte" in found.reason
 
 
 def test_a_column_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -> None:
@@ -146,8 +237,6 @@ def test_broken_parts_are_told_and_do_not_stop_the_others(tmp_path: Path) -> Non
 
 
 def test_reading_is_bounded_and_waits_for_no_pipe(tmp_path: Path) -> None:
-    import os
-
     (picture,) = write_pictures(tmp_path, ["p.png"])
     os.mkfifo(tmp_path / "pipe.png")
     found = [one for one in Inputs((tmp_path,)) if isinstance(one, Item)]

@@ -164,6 +164,7 @@ def test_killed_with_the_embedded_checkpoint_nothing_is_lost(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", OUTPUTS)
 def test_killed_often_with_the_embedded_checkpoint_nothing_is_lost(
     tmp_path: Path, kind: str

@@ -68,11 +68,13 @@ def remote(
     key: str | None = None,
     retries: int = 2,
     prompt: str | None = None,
+    told: list[str] | None = None,
     **given: Any,
 ) -> Remote:
     order = Order.read(Settings.read({"model": "fake"}), given, prompt)
     transport = httpx.MockTransport(server)
-    return Remote.open("http://test", key, order, 1000, 2, retries, transport)
+    heard: list[str] = [] if told is None else told
+    return Remote.open("http://test", key, order, 1000, 2, retries, heard.append, transport)
 
 
 def result_of(server: Scripted, tmp_path: Path, **given: Any) -> Captioned | PictureError:
@@ -130,7 +132,28 @@ def test_a_lost_connection_is_made_again(tmp_path: Path, monkeypatch: pytest.Mon
         httpx.ReadError("reset"),
         httpx.Response(200, json=ANSWER),
     )
-    assert result_of(server, tmp_path) == CAPTIONED
+    told: list[str] = []
+    assert result_of(server, tmp_path, told=told) == CAPTIONED
+    assert told == ["http://test cannot be reached: refused; trying again"]
+
+
+def test_every_outage_is_told_once_and_a_busy_server_never(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("random.uniform", lambda low, high: 0.0)
+    captions = [httpx.Response(200, json=ANSWER) for _ in range(2)]
+    first, second = httpx.ConnectError("first"), refusal(503, **{"retry-after": "0"})
+    server = Scripted(
+        refusal(429, **{"retry-after": "0"}), first, first, captions[0], second, captions[1]
+    )
+    told: list[str] = []
+    captioner = remote(server, retries=5, told=told)
+    (path,) = write_pictures(tmp_path, ["a.png"])
+    for number in range(2):
+        captioner.submit(number, item(path))
+        captioner.take()
+    captioner.close()
+    assert [line.split(": ")[1] for line in told] == ["first; trying again", "no; trying again"]
 
 
 def test_what_the_server_asks_to_wait_is_waited(tmp_path: Path) -> None:
@@ -176,7 +199,7 @@ def test_what_is_wrong_with_every_picture_ends_the_run(
 def test_an_address_that_is_none_is_refused(base_url: str) -> None:
     order = Order.read(Settings.read({"model": "fake"}), {}, None)
     with pytest.raises(BulkError, match="--base-url"):
-        Remote.open(base_url, None, order, 1000, 2, 0)
+        Remote.open(base_url, None, order, 1000, 2, 0, print)
 
 
 def test_another_kind_of_server_is_told() -> None:
@@ -193,8 +216,8 @@ def test_a_real_server_captions_a_folder_and_refuses_strangers(tmp_path: Path) -
     with serving(max_batch=2, api_keys="secret") as address:
         url = f"http://{address}"
         with pytest.raises(BulkError, match="status 401: an API key is needed"):
-            Remote.open(url, "wrong", order, 1000, 3, 0)
-        captioner = Remote.open(url, "secret", order, 1000, 3, 0)
+            Remote.open(url, "wrong", order, 1000, 3, 0, print)
+        captioner = Remote.open(url, "secret", order, 1000, 3, 0, print)
         assert captioner.model == "fake"
         output = Sidecars(None, None, Doubt(None), overwrite=False)
         try:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import tarfile
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
-from bulk_case import KnownCaptioner, captioned, item, png, run_over, write_pictures
+from bulk_case import KnownCaptioner, captioned, full_disk, item, png, run_over, write_pictures
 
 from server.bulk.inputs import Inputs
 from server.bulk.item import BulkError
@@ -121,3 +122,20 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
     with pytest.raises(BulkError, match="another run is writing to it"):
         shards(tmp_path / "out")
     first.close()
+
+
+@pytest.mark.parametrize("size", [100, 4000])
+def test_a_full_disk_ends_a_run_that_goes_on_when_there_is_room(
+    tmp_path: Path, pictures: Inputs, size: int
+) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    run_over(pictures, shards(whole))
+    output = shards(out)
+    with full_disk(size):
+        with pytest.raises(OSError, match="File too large"):
+            run_over(pictures, output)
+        with suppress(OSError):
+            output.close()
+    tally, _ = run_over(pictures, shards(out))
+    assert tally.skipped == (size > 3072)
+    assert contents(out) == contents(whole)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -101,3 +102,47 @@ def test_a_picture_named_twice_is_captioned_once(tmp_path: Path) -> None:
     captioner = KnownCaptioner()
     tally, failures = run_over([item(path), item(path)], sidecars(), captioner)
     assert (captioner.asked, tally.skipped, failures) == (["a.png"], 1, [])
+
+
+def test_a_name_that_no_sidecar_can_have_costs_its_picture_alone(tmp_path: Path) -> None:
+    out, long = tmp_path / "out", "x" * 251
+    (out / "t.txt").mkdir(parents=True)
+    (out / "in").write_text("no folder")
+    made = write_pictures(tmp_path / "set", [f"{long}.png", "in/b.png", "t.png", "z.png"])
+    root, nul = item(Path("/")), Item("s.tar", "n", "a\0b", ".png", member="n.png")
+    below = [Item(str(path), path.stem, path.stem, ".png") for path in made]
+    below[1] = Item(str(made[1]), "b", "in/b", ".png")
+    nameless = Item("s.tar", "", "", ".png", member=".png")
+    tally, failures = run_over([root, nameless, nul, *below], sidecars(out, None, 0.5))
+    assert [reason.rpartition(": ")[2] for _, _, reason in failures] == [
+        "its name leads out of the folder of the sidecars",
+        "its name leads out of the folder of the sidecars",
+        "embedded null byte",
+        "File name too long",
+        "Not a directory",
+        "it is a folder",
+    ]
+    assert tally.captions == 1
+    assert (out / "z.txt").read_text() == "caption of z\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "set"]
+
+
+def test_a_name_that_is_too_long_for_a_new_folder_costs_its_picture_alone(tmp_path: Path) -> None:
+    long = Item("s.tar", "x", "new/" + "x" * 252, ".png", member="x.png")
+    fits = Item("s.tar", "y", "new/y", ".png", member="y.png")
+    _, failures = run_over([long, fits], sidecars(tmp_path / "out"))
+    assert [reason.rpartition(": ")[2] for _, _, reason in failures] == ["File name too long"]
+    assert texts(tmp_path) == {"out/new/y.txt": "caption of y\n"}
+
+
+def test_a_folder_that_cannot_be_written_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (picture,) = write_pictures(tmp_path, ["a.png"])
+
+    def forbidden(path: Path, text: str) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("server.bulk.sidecars.write_text", forbidden)
+    with pytest.raises(PermissionError, match=r"a\.txt"):
+        run_over([item(picture)], sidecars())

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet
 import pytest
-from bulk_case import KnownCaptioner, item, run_over, write_pictures
+from bulk_case import KnownCaptioner, full_disk, item, run_over, write_pictures
 
 from server.bulk.inputs import Inputs
 from server.bulk.item import BulkError, Item, Unreadable
@@ -147,11 +148,35 @@ def _killed() -> None:
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_a_name_that_is_no_utf8_is_written(tmp_path: Path, kind: str) -> None:
+def test_names_that_are_no_utf8_are_written_and_stay_apart(tmp_path: Path, kind: str) -> None:
     path = tmp_path / f"out.{kind}"
-    odd = Item("\udcff.png", "\udcff.png", "\udcff", ".png")
-    run_over([odd, Unreadable("x", "gone")], table(path))
-    assert b"?.png" in path.read_bytes()
+    odd = [Item(f"{end}.png", f"{end}.png", end, ".png") for end in ("\udcff", "\udcfe")]
+    run_over([*odd, Unreadable("x", "gone")], table(path))
+    names = [r"\udcff.png", r"\udcfe.png"]
+    if kind == "json":
+        assert list(json.loads(path.read_text())) == names
+    else:
+        assert [(row["id"], row["source"]) for row in rows(path)] == [(n, n) for n in names]
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("size", [60, 600])
+def test_a_full_disk_ends_a_run_that_goes_on_when_there_is_room(
+    tmp_path: Path, pictures: Inputs, kind: str, size: int
+) -> None:
+    whole, path = tmp_path / f"whole.{kind}", tmp_path / f"out.{kind}"
+    run_over(pictures, table(whole))
+    with full_disk(size):
+        output = table(path)
+        with pytest.raises(OSError, match="File too large"):
+            run_over(pictures, output)
+        # Whoever cannot write the rest of a row cannot do it later either.
+        with suppress(OSError):
+            output.close()
+    assert not path.exists()
+    tally, _ = run_over(pictures, table(path))
+    assert (tally.skipped > 0) == (size > 500)
+    assert path.read_bytes() == whole.read_bytes()
 
 
 def test_beginning_anew_forgets_the_rows(tmp_path: Path, pictures: Inputs) -> None:

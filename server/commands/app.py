@@ -1,0 +1,65 @@
+"""All commands of `rediff` under their names, and how a run of one ends.
+
+Heavy imports stand inside the commands, so that `rediff --help` answers at once.
+"""
+
+# Annotations are not postponed here: typer reads them at run time.
+from typing import Annotated
+
+import typer
+from typer.exceptions import TyperException
+
+from server import __version__
+from server.commands.caption import caption
+from server.commands.data import data
+from server.commands.evaluate import evaluate, experiment
+from server.commands.options import CommandError
+from server.commands.serve import serve
+from server.commands.tools import bench, doctor
+from server.commands.train import train
+
+app = typer.Typer(
+    help="Captions from a refining masked-diffusion model.",
+    add_completion=False,
+    rich_markup_mode=None,
+)
+app.add_typer(data, name="data")
+app.add_typer(train, name="train")
+app.add_typer(bench, name="bench")
+app.command()(caption)
+app.command()(evaluate)
+app.command()(experiment)
+app.command()(doctor)
+app.command()(serve)
+
+
+def run() -> int:
+    """Do what the command line says; its exit status.
+
+    Whatever is wrong with its use is one line on stderr and a status that is not zero.
+    """
+    try:
+        status = app(prog_name="rediff", standalone_mode=False)
+    except TyperException as error:
+        typer.echo(f"rediff: {error.format_message()}", err=True)
+        status = getattr(error, "exit_code", 2)
+    except CommandError as error:
+        typer.echo(f"rediff: {error}", err=True)
+        status = 1
+    return status if isinstance(status, int) else 0
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"rediff-serve {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_show_version, help="Show it."),
+    ] = False,
+) -> None:
+    """Captions from a refining masked-diffusion model."""
