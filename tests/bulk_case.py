@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 import tarfile
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
 from typing import TYPE_CHECKING
@@ -15,7 +17,7 @@ from server.bulk.pictures import PictureError
 from server.bulk.run import Run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     from server.bulk.captioner import Captioner
@@ -45,6 +47,17 @@ def write_tar(path: Path, members: Mapping[str, bytes]) -> None:
             header = tarfile.TarInfo(name)
             header.size = len(content)
             archive.addfile(header, BytesIO(content))
+
+
+@contextmanager
+def full_disk(size: int) -> Iterator[None]:
+    """No file of this process gets longer than so many bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def item(path: Path) -> Item:
