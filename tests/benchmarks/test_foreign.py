@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 VLLM_REPORT = {"completed": 2}
-GUIDELLM_REPORT = {"benchmarks": [{"metrics": {"request_totals": {"successful": 2}}}]}
+GUIDELLM_REPORT = {
+    "benchmarks": [{"metrics": {"request_totals": {"successful": 2}}, "requests": {"all": [1, 2]}}]
+}
 
 
 @pytest.fixture
@@ -75,6 +77,8 @@ def test_guidellm_is_run_once_for_all_levels(work: Path) -> None:
         (call,) = run(work, "guidellm", address, "1", "8")
     assert "kind=concurrent,streams[0]=1,streams[1]=8" in call
     assert f"kind=openai_http,target=http://{address}" in call
+    (kept,) = json.loads((work / "out" / "guidellm.json").read_text(encoding="utf-8"))["benchmarks"]
+    assert kept.keys() == {"metrics"}
 
 
 @pytest.mark.parametrize(
