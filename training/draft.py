@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
@@ -20,7 +20,7 @@ from training.report import Problem
 from training.rows import IMAGE_TAG
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from PIL import Image
@@ -60,6 +60,10 @@ class DraftSettings:
     batch_size: int = 16
     states: int = 0
     """How many canvases on the way to a draft to keep with it."""
+    reveal_thresholds: Mapping[int, float] = field(default_factory=dict)
+    """By tokens a step: besides those, what is surer than this is revealed."""
+    block_lengths: tuple[int, ...] = ()
+    """What the checkpoint asks for, `ModelConfig.block_lengths`."""
 
     def __post_init__(self) -> None:
         if not self.tokens_per_step or min(self.tokens_per_step) < 1:
@@ -68,6 +72,8 @@ class DraftSettings:
             raise ValueError(f"batch_size must be 1 or more, got {self.batch_size}")
         if self.states < 0:
             raise ValueError(f"states must be 0 or more, got {self.states}")
+        if unused := self.reveal_thresholds.keys() - set(self.tokens_per_step):
+            raise ValueError(f"reveal_thresholds for {min(unused)} tokens a step are never used")
 
     def sampling(self, subject: Subject, tokens_per_step: int) -> SamplerSettings:
         """The sampler's settings of one draft; they do not depend on its batch."""
@@ -77,7 +83,8 @@ class DraftSettings:
             refine=True,
             temperature=self.temperature,
             seed=self._seed(subject, tokens_per_step),
-        )
+            reveal_threshold=self.reveal_thresholds.get(tokens_per_step),
+        ).in_blocks(self.block_lengths)
 
     def chosen(
         self, subject: Subject, tokens_per_step: int, canvases: Sequence[tuple[int, ...]]

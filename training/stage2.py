@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 import numpy as np
 import torch
@@ -53,6 +53,18 @@ class DraftShape(Strict):
     temperature: float = Field(0.0, ge=0)
     batch_size: int = Field(16, gt=0)
     states: int = Field(0, ge=0)
+    reveal_thresholds: dict[int, Annotated[float, Field(ge=0, le=1)]] = Field(default_factory=dict)
+
+    def settings(
+        self, seed: int, canvas_length: int = 128, block_lengths: tuple[int, ...] = ()
+    ) -> DraftSettings:
+        """Raises ValueError for numbers that do not fit each other."""
+        return DraftSettings(
+            canvas_length=canvas_length,
+            seed=seed,
+            block_lengths=block_lengths,
+            **self.model_dump(exclude={"scenes"}),
+        )
 
 
 class SceneCorrection(SceneTraining):
@@ -82,6 +94,8 @@ class SceneCorrection(SceneTraining):
                 f"{self.rounds} rounds of {self.drafts.scenes} scenes need more than the "
                 f"{self.data.scenes} of data.scenes"
             )
+        # Wrong numbers are to be named now, not after an hour.
+        self.drafts.settings(self.seed)
         if self.expert.dropped + self.expert.wrong > 1:
             raise ValueError("expert.dropped and expert.wrong must not exceed 1 together")
         return self
@@ -151,15 +165,9 @@ def collect(
     """
     folder, tokenizer = scene_run.folder, scene_run.tokenizer
     subjects = [_subject(features.scenes[row]) for row in chosen]
-    shape = config.drafts
-    settings = DraftSettings(
-        tokens_per_step=shape.tokens_per_step,
-        every=shape.every,
-        canvas_length=scene_run.model_config.canvas_length,
-        temperature=shape.temperature,
-        seed=config.seed,
-        batch_size=shape.batch_size,
-        states=shape.states,
+    model_config = scene_run.model_config
+    settings = config.drafts.settings(
+        config.seed, model_config.canvas_length, model_config.block_lengths
     )
 
     def prompts(numbers: Sequence[int]) -> list[torch.Tensor]:

@@ -310,3 +310,18 @@ def test_ids_that_do_not_spell_the_text_cannot_be_corrected() -> None:
     correction, used, problems = apply(draft, segments, sample_tokenizer())
     assert (used, [problem.kind for problem in problems]) == ([], ["unaligned"])
     assert not any(correction.revise)
+
+
+def test_drafts_decode_as_the_checkpoint_asks_and_reveal_what_is_sure() -> None:
+    settings = DraftSettings(
+        (1, 4), canvas_length=16, reveal_thresholds={1: 0.7}, block_lengths=(8,)
+    )
+    subject = Subject("a", "?", "It.")
+    one, four = (settings.sampling(subject, tokens) for tokens in (1, 4))
+    assert (one.block_length, one.reveal_threshold) == (8, 0.7)
+    assert (four.block_length, four.reveal_threshold) == (None, None)
+
+
+def test_a_threshold_that_is_never_used_is_refused() -> None:
+    with pytest.raises(ValueError, match="reveal_thresholds for 2 tokens a step are never used"):
+        DraftSettings((1, 4), reveal_thresholds={2: 0.7})
