@@ -224,7 +224,7 @@ PRESETS: Mapping[str, SamplerSettings] = {
     "rediff": SamplerSettings(),
     "mask": SamplerSettings(refine=False),
     "adaptive": SamplerSettings(tokens_per_step=4, reveal_threshold=0.8),
-    "careful": SamplerSettings(tokens_per_step=1, reveal_threshold=0.7),
+    "careful": SamplerSettings(tokens_per_step=1, reveal_threshold=0.8),
 }
 """`rediff` reveals and revises, 4 tokens a step; `mask` is plain denoising; `adaptive` takes the
 fewest forward passes at a Coverage no more than .01 below that of `rediff`; `careful` takes no
