@@ -128,8 +128,36 @@ def test_a_model_is_converted_to_prefix_attention_and_its_prompt_refreshed_less_
     assert [row["refresh"] for row in figures["rows"]] == [1, 2, None] * 2
     configs = [
         json.loads(path.read_text())["prefix_attention"]
-        for name in ("full-", "converted-")
-        for path in (tmp_path / "branches").glob(f"{name}*/checkpoint/config.json")
-        if "base" not in str(path)
+        for path in (tmp_path / "branches").glob("stage1-*/checkpoint/config.json")
     ]
-    assert configs == ["full", "prefix"]
+    assert sorted(configs) == ["full", "prefix"]
+
+
+def test_branches_of_equal_making_are_trained_once_and_drafts_are_shared(tmp_path: Path) -> None:
+    shipped = {"start_from": "rediff_model/checkpoints/embedded"}
+    base = Branch("base", "plain", "mask", overrides=shipped)
+    noisy = {"expert": {"kind": "noisy", "dropped": 0.5, "wrong": 0.0}}
+    experiment = Experiment(
+        "mini",
+        "Does it share?",
+        (
+            base,
+            Branch("one", "one", "stage2", 1.0, "base"),
+            Branch("same", "the same again", "stage2", 1.0, "base"),
+            Branch("noisy", "another expert", "stage2", 1.0, "base", noisy),
+        ),
+        ("one", "same", "noisy"),
+        (32,),
+    )
+    tiny(experiment, tmp_path)
+    corrected = sorted((tmp_path / "branches").glob("stage2-*"))
+    assert len(corrected) == 2
+    drafts = [(home / "round-0" / "drafts.jsonl").read_bytes() for home in corrected]
+    verdicts = [(home / "round-0" / "verdicts.jsonl").read_bytes() for home in corrected]
+    assert drafts[0] == drafts[1]
+    assert verdicts[0] != verdicts[1]
+    assert len(list((tmp_path / "drafts").iterdir())) == 1
+    seeds = [
+        json.loads((home / "round-0" / "config.json").read_text())["seed"] for home in corrected
+    ]
+    assert seeds == [4, 4], "a branch that goes on draws anew"

@@ -101,12 +101,17 @@ class Size(Training):
                 raise ValueError(f"recipes.{recipe}.phase is missing")
         return self
 
-    def values(self, branch: Branch, start_from: Path | None) -> dict[str, Any]:
-        """The configuration of a branch: of `SceneTraining`, or of `SceneCorrection`."""
+    def values(self, branch: Branch, start_from: Path | None, taken: int = 0) -> dict[str, Any]:
+        """The configuration of a branch: of `SceneTraining`, or of `SceneCorrection`.
+
+        `taken` is how many optimiser steps `start_from` has had: a branch that goes on draws other
+        canvases than those steps did.
+        """
         recipe = dict(self.recipes[branch.recipe])
         phase = {**recipe.pop("phase"), "steps": round(self.unit * branch.units)}
         values: dict[str, Any] = {
             **{name: getattr(self, name) for name in Training.model_fields},
+            "seed": self.seed + taken,
             "tower": str(self.tower),
             "model": self.model.model_dump(),
             "data": {"scenes": self.scenes, "validation_scenes": self.validation_scenes},

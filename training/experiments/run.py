@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +31,7 @@ from training.stage2 import SceneCorrection
 from training.whole_file import write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -98,10 +100,13 @@ def run(experiment: Experiment, size: Size, folder: Path) -> dict[str, Any]:
 
 def train_branch(branch: Branch, before: Outcome | None, size: Size, folder: Path) -> Outcome:
     """Train a branch, or find it trained: branches are kept by what they were made with."""
-    values = size.values(branch, before.checkpoint if before else None)
-    own = round(size.unit * branch.units) * int(values.get("rounds", 1))
-    steps = own + (before.steps if before else 0)
-    home = folder / "branches" / f"{branch.name}-{_fingerprint(values, folder)}"
+    taken = before.steps if before else 0
+    values = size.values(branch, before.checkpoint if before else None, taken)
+    kind = SceneCorrection if branch.recipe == "stage2" else SceneTraining
+    config = kind.model_validate(values)
+    own = config.steps * (config.rounds if isinstance(config, SceneCorrection) else 1)
+    steps = own + taken
+    home = folder / "branches" / f"{branch.recipe}-{_fingerprint(config, folder)}"
     note = home / "finished.json"
     if note.exists():
         noted = json.loads(note.read_text(encoding="utf-8"))
@@ -112,10 +117,11 @@ def train_branch(branch: Branch, before: Outcome | None, size: Size, folder: Pat
     spent = json.loads(spent_file.read_text(encoding="utf-8")) if spent_file.exists() else 0.0
     began = time.monotonic()
     try:
-        if branch.recipe == "stage2":
-            checkpoint = stage2.run(SceneCorrection.model_validate(values), home)
+        if isinstance(config, SceneCorrection):
+            with _shared_drafts(config, home, folder):
+                checkpoint = stage2.run(config, home)
         else:
-            checkpoint = stage1.run(SceneTraining.model_validate(values), home)
+            checkpoint = stage1.run(config, home)
     finally:
         spent += time.monotonic() - began
         write_json(spent_file, spent)
@@ -191,9 +197,25 @@ def _row(
     return row
 
 
-def _fingerprint(values: dict[str, Any], folder: Path) -> str:
+@contextmanager
+def _shared_drafts(config: SceneCorrection, home: Path, folder: Path) -> Iterator[None]:
+    """Branches that only differ in what comes after the first round's drafts draft once."""
+    said = config.model_dump_json(include={"start_from", "seed", "data", "drafts"})
+    drawn = hashlib.sha256(said.replace(str(folder), "").encode()).hexdigest()[:10]
+    own, shared = home / "round-0" / "drafts.jsonl", folder / "drafts" / f"{drawn}.jsonl"
+    for path in (own, shared):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    if shared.exists() and not own.exists():
+        shutil.copyfile(shared, own)
+    yield
+    if not shared.exists():
+        shutil.copyfile(own, shared)
+
+
+def _fingerprint(config: SceneTraining, folder: Path) -> str:
     """Of everything that decides the weights, wherever the experiment's folder lies."""
-    speed = ("threads", "compiled", "save_every", "evaluate_every")
-    deciding = {key: value for key, value in values.items() if key not in speed}
+    deciding = config.model_dump(
+        mode="json", exclude={"threads", "compiled", "save_every", "evaluate_every"}
+    )
     text = json.dumps(deciding, sort_keys=True).replace(str(folder), "")
     return hashlib.sha256(text.encode()).hexdigest()[:10]
