@@ -48,7 +48,10 @@ _STAGES = (
     (1, 3, 1, _EXPANSION, 320),
 )
 _STEM_CHANNELS = 32
-_MAP_STAGES = {2: "stride8", 4: "stride16", 6: "stride32"}
+_MIDDLE_STAGE = 4
+LATE_WEIGHTS = ("stages.5.", "stages.6.", "feature_")
+"""How the names of weights begin that the stride-16 map does not depend on."""
+_MAP_STAGES = {2: "stride8", _MIDDLE_STAGE: "stride16", 6: "stride32"}
 
 
 class Block(nn.Module):
@@ -137,11 +140,26 @@ class EfficientNetTower(nn.Module):
 
     def forward(self, pixels_N3TT: Tensor) -> Tensor:
         """Features, [N, P, F], of normalised pictures."""
-        features_NPF = self.raw(self.maps(pixels_N3TT))
+        return self.features(self.maps(pixels_N3TT))
+
+    def features(self, maps: dict[str, Tensor]) -> Tensor:
+        """Features, [N, P, F], of the maps `stride16` and `stride32`."""
+        features_NPF = self.raw(maps)
         features_NPF = (features_NPF - self.feature_mean_F) * self.feature_scale_F
         features_NPF = features_NPF.clamp(-LIMIT, LIMIT)
-        position_NPF = self.position_PF.to(features_NPF.dtype).expand(len(pixels_N3TT), -1, -1)
+        position_NPF = self.position_PF.to(features_NPF.dtype).expand(len(features_NPF), -1, -1)
         return torch.cat((features_NPF, position_NPF), dim=-1)
+
+    def deepened(self, stride16_NCHW: Tensor) -> dict[str, Tensor]:
+        """The maps `stride16`, as given, and `stride32`, which the last stages make of it."""
+        map_NCHW = stride16_NCHW
+        for stage in self.late_stages():
+            map_NCHW = stage(map_NCHW)
+        return {"stride16": stride16_NCHW, "stride32": map_NCHW}
+
+    def late_stages(self) -> nn.ModuleList:
+        """The stages behind the stride-16 map."""
+        return self.stages[_MIDDLE_STAGE + 1 :]
 
     def maps(self, pixels_N3TT: Tensor) -> dict[str, Tensor]:
         """The trunk's maps, [N, C, H, W]: `stride8` (40 channels), `stride16` (112) and

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -89,6 +89,7 @@ class Phase(Strict):
     steps: int = Field(gt=0)
     slot_masked: float = Field(0.5, ge=0, le=1)
     cut: float = Field(0.0, ge=0, le=1)
+    opening: float = Field(0.0, ge=0, le=1)
     replace: float = Field(0.0, ge=0, le=1)
     pair: float = Field(0.0, ge=0, le=1)
     drill: float = Field(0.0, ge=0, le=1)
@@ -130,6 +131,9 @@ class SceneTraining(Training):
     """Batches of `pictures` that make up a step, over all processes."""
     align_steps: int = Field(800, ge=0)
     """Steps of the projector alone on dense labels of the cells."""
+    tower_steps: int = Field(0, ge=0)
+    """Steps of the tower's late stages and the projector on these labels, before the captions; 0
+    leaves the tower as it is."""
     phases: tuple[Phase, ...] = Field(min_length=1)
     optimiser: Optimiser = Optimiser()
     schedule: Literal["cosine", "linear_tail"] = "linear_tail"
@@ -144,6 +148,15 @@ class SceneTraining(Training):
     """Train a model from `start_from` with this instead of its own; None keeps it."""
     block_lengths: tuple[int, ...] | None = None
     """What the checkpoint will ask for, `ModelConfig.block_lengths`; None keeps it as it was."""
+
+    @model_validator(mode="after")
+    def _aligned(self) -> Self:
+        if self.tower_steps and self.start_from is None:
+            raise ValueError(
+                f"tower_steps {self.tower_steps} needs start_from: the heads that teach the tower "
+                "read an aligned projector"
+            )
+        return self
 
     @property
     def steps(self) -> int:

@@ -21,11 +21,12 @@ from training.loop import LoopSettings, train
 from training.scenes import alignment
 from training.scenes.atlas import Atlas
 from training.scenes.canvases import CanvasBuilder, Mix
-from training.scenes.features import SceneFeatures, load_or_build
+from training.scenes.features import SceneFeatures, load_or_build, load_or_build_maps
 from training.scenes.grammar import compose
 from training.scenes.objective import SceneBatch, SceneObjective, slot_accuracy
 from training.scenes.paper import paper_canvases
 from training.scenes.sample import sample_scene
+from training.scenes.sharpen import sharpen
 from training.scenes.tokenizer import (
     BOS,
     END_HEADER,
@@ -78,23 +79,17 @@ def run(config: SceneTraining, folder: Path) -> Path:
         torch.set_num_threads(config.threads)
     group = processes()
     scene_run = prepare(config, folder)
+    cache = folder.parent / "features"
+    first, count, held = config.data.first_seed, config.data.scenes, config.data.validation_scenes
+    atlas, model = scene_run.atlas, scene_run.model
+    maps = None
+    if config.tower_steps:
+        with group.main_process_first():
+            maps = load_or_build_maps("train", first, count, atlas, model, cache)
+        sharpen(scene_run, maps)
     with group.main_process_first():
-        features = load_or_build(
-            "train",
-            config.data.first_seed,
-            config.data.scenes,
-            scene_run.atlas,
-            scene_run.model,
-            folder.parent / "features",
-        )
-        validation = load_or_build(
-            "validation",
-            0,
-            config.data.validation_scenes,
-            scene_run.atlas,
-            scene_run.model,
-            folder.parent / "features",
-        )
+        features = load_or_build("train", first, count, atlas, model, cache, maps)
+        validation = load_or_build("validation", 0, held, atlas, model, cache)
     if config.start_from is None and config.align_steps:
         align(scene_run, features)
     average = train_captions(scene_run, features, validation)

@@ -87,6 +87,8 @@ class SceneCorrection(SceneTraining):
     def _check(self) -> Self:
         if self.start_from is None:
             raise ValueError("start_from must name the checkpoint that drafts")
+        if self.tower_steps:
+            raise ValueError(f"tower_steps {self.tower_steps} belongs to Stage I")
         if self.states_share and not self.drafts.states:
             raise ValueError(f"states_share {self.states_share} needs drafts.states above 0")
         if self.drafts.scenes * self.rounds > self.data.scenes:

@@ -38,6 +38,8 @@ DRILL_RELATIONS = 10
 """Relations of a drilled caption at most."""
 CUT_REACH = 12
 """Positions behind a cut over which the weight of a masked token halves."""
+OPENING = 16
+"""Positions of an opening, about."""
 CUT_WEIGHT = 3.0
 """Weight next to a cut: a cut canvas then counts about as much as any other."""
 
@@ -51,6 +53,9 @@ class Mix:
     cut: float = 0.0
     """Of the masked canvases, the share that is written up to some position and masked after it,
     as when decoding block by block; what lies next to the cut weighs most."""
+    opening: float = 0.0
+    """Of these, the share that is cut within the opening, where the counts are, instead of more
+    often late than early."""
     replace: float = 0.0
     """Share of canvases that are masked and have some visible tokens replaced."""
     pair: float = 0.0
@@ -198,6 +203,9 @@ class CanvasBuilder:
             written_N = (slots_NC != END_SLOT).sum(axis=1)
             # More often late than early: relations, the hardest part, come last.
             cut_N = np.floor(np.sqrt(rng.random(count)) * (written_N + 1))
+            if mix.opening:
+                early_N = rng.random(count) < mix.opening
+                cut_N = np.where(early_N, rng.integers(0, OPENING, count), cut_N)
             distance_NC = np.arange(length) - cut_N[:, None]
             before_N1 = np.maximum(0, rng.uniform(-0.2, 0.2, (count, 1)))
             after_N1 = np.minimum(1, rng.uniform(0.5, 1.5, (count, 1)))

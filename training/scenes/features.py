@@ -7,28 +7,33 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 
+from rediff_model.efficientnet import LATE_WEIGHTS, MIDDLE_CHANNELS
 from rediff_model.tiling import cut_tiles
 from training.scenes.render import render
 from training.scenes.sample import sample_scene
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from torch import nn
 
     from rediff_model.config import ModelConfig
+    from rediff_model.efficientnet import EfficientNetTower
     from rediff_model.model import CaptionModel
     from training.scenes.atlas import Atlas
     from training.scenes.graph import Scene
 
 BATCH = 32
+MAP_CELLS = 4
+"""Cells of the stride-16 map along a side of a feature cell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +42,7 @@ class SceneFeatures:
 
     scenes: tuple[Scene, ...]
     features_NPF: np.ndarray
-    """float16, memory-mapped."""
+    """float16, memory-mapped; or the cells of another map of the tower."""
 
     def rows(self, indices: np.ndarray) -> torch.Tensor:
         """Features of some scenes, float32, [len(indices), P, F]."""
@@ -50,48 +55,100 @@ def scene_tiles(scenes: Sequence[Scene], atlas: Atlas, config: ModelConfig) -> t
 
 
 def load_or_build(
-    split: str, first: int, count: int, atlas: Atlas, model: CaptionModel, folder: Path
+    split: str,
+    first: int,
+    count: int,
+    atlas: Atlas,
+    model: CaptionModel,
+    folder: Path,
+    maps: SceneFeatures | None = None,
 ) -> SceneFeatures:
     """Features of scenes `first` to `first + count` of a split, from `folder` or computed into it.
 
     An interrupted build goes on where it stopped. The file is keyed by split, range and a
-    fingerprint of how pictures and features are made.
+    fingerprint of how pictures and features are made. With `maps`, the stride-16 maps of the same
+    scenes, nothing is rendered.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     scenes = tuple(sample_scene(seed, atlas, split=split) for seed in range(first, first + count))
-    cells, channels = model.tower.patches_per_side**2, model.tower.hidden_size
+    tower = model.tower
+    shape = (count, tower.patches_per_side**2, tower.hidden_size)
     stem = f"{split}-{first}-{count}-{fingerprint(scenes[0], atlas, model)}"
-    data, done_file = folder / f"{stem}.f16", folder / f"{stem}.json"
+
+    def features(start: int, end: int) -> torch.Tensor:
+        if maps is None:
+            tiles = scene_tiles(scenes[start:end], atlas, model.config)
+            return tower(tower.normalise(tiles.to(model.device)))
+        rows_NPC = maps.rows(np.arange(start, end)).to(model.device)
+        trunk = cast("EfficientNetTower", tower)
+        return trunk.features(trunk.deepened(as_map(rows_NPC)))
+
+    return SceneFeatures(scenes, _kept(folder / stem, shape, features, model.device))
+
+
+def load_or_build_maps(
+    split: str, first: int, count: int, atlas: Atlas, model: CaptionModel, folder: Path
+) -> SceneFeatures:
+    """The tower's stride-16 maps of scenes, cells [P, C] row by row; kept as features are.
+
+    The fingerprint is of the stages that make the maps, not of those behind them.
+    """
+    scenes = tuple(sample_scene(seed, atlas, split=split) for seed in range(first, first + count))
+    tower = cast("EfficientNetTower", model.tower)
+    side = MAP_CELLS * tower.patches_per_side
+    made = fingerprint(scenes[0], atlas, model, without=LATE_WEIGHTS)
+    stem = f"{split}-maps-{first}-{count}-{made}"
+
+    def maps(start: int, end: int) -> torch.Tensor:
+        tiles = scene_tiles(scenes[start:end], atlas, model.config).to(model.device)
+        return tower.maps(tower.normalise(tiles))["stride16"].flatten(2).transpose(1, 2)
+
+    shape = (count, side**2, MIDDLE_CHANNELS)
+    return SceneFeatures(scenes, _kept(folder / stem, shape, maps, model.device))
+
+
+def as_map(rows_NPC: torch.Tensor) -> torch.Tensor:
+    """Cells row by row as a square map, [N, C, H, W], channels last in memory."""
+    side = math.isqrt(rows_NPC.shape[1])
+    return rows_NPC.reshape(-1, side, side, rows_NPC.shape[-1]).permute(0, 3, 1, 2)
+
+
+def _kept(
+    path: Path,
+    shape: tuple[int, int, int],
+    compute: Callable[[int, int], torch.Tensor],
+    device: torch.device,
+) -> np.ndarray:
+    """What `compute` says of rows `start` to `end`, float16 of a shape, from `path` or into it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data, done_file = path.with_name(f"{path.name}.f16"), path.with_name(f"{path.name}.json")
     done = json.loads(done_file.read_text())["done"] if done_file.exists() else 0
-    shape = (count, cells, channels)
     if not data.exists():
         np.memmap(data, dtype=np.float16, mode="w+", shape=shape)
-    features_NPF = np.memmap(data, dtype=np.float16, mode="r+", shape=shape)
-    for start, part in _tower_batches(scenes[done:], atlas, model):
-        features_NPF[done + start : done + start + len(part)] = part
-        if start // BATCH % 16 == 0 or done + start + len(part) == count:
-            features_NPF.flush()
-            done_file.write_text(json.dumps({"done": done + start + len(part)}))
-    return SceneFeatures(scenes, np.memmap(data, dtype=np.float16, mode="r", shape=shape))
+    rows_NPF = np.memmap(data, dtype=np.float16, mode="r+", shape=shape)
+    for batch, start in enumerate(range(done, shape[0], BATCH)):
+        end = min(shape[0], start + BATCH)
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16):
+            part = compute(start, end)
+        rows_NPF[start:end] = part.to("cpu", torch.float16).numpy()
+        if batch % 16 == 0 or end == shape[0]:
+            rows_NPF.flush()
+            done_file.write_text(json.dumps({"done": end}))
+    return np.memmap(data, dtype=np.float16, mode="r", shape=shape)
 
 
-def fingerprint(scene: Scene, atlas: Atlas, model: CaptionModel) -> str:
-    """A hash of one scene's pixels, the pictures it is made with, and the tower's weights."""
+def fingerprint(
+    scene: Scene, atlas: Atlas, model: CaptionModel, without: tuple[str, ...] = ()
+) -> str:
+    """A hash of one scene's pixels, the pictures it is made with, and the tower's weights.
+
+    Weights whose names begin with any of `without` do not count.
+    """
     digest = hashlib.sha256(scene_tiles([scene], atlas, model.config).numpy().tobytes())
     for vendor in atlas.vendors:
         digest.update(vendor.encode())
         for name in atlas.names:
             digest.update(atlas.picture(vendor, name).tobytes())
-    for value in cast("nn.Module", model.tower).state_dict().values():
-        digest.update(value.float().cpu().numpy().tobytes())
+    for name, value in cast("nn.Module", model.tower).state_dict().items():
+        if not name.startswith(without):
+            digest.update(value.float().cpu().numpy().tobytes())
     return digest.hexdigest()[:12]
-
-
-def _tower_batches(
-    scenes: tuple[Scene, ...], atlas: Atlas, model: CaptionModel
-) -> Iterator[tuple[int, np.ndarray]]:
-    for start in range(0, len(scenes), BATCH):
-        tiles = scene_tiles(scenes[start : start + BATCH], atlas, model.config)
-        with torch.inference_mode(), torch.autocast(model.device.type, torch.bfloat16):
-            features = model.tower(model.tower.normalise(tiles.to(model.device)))
-        yield start, features.to("cpu", torch.float16).numpy()
