@@ -59,7 +59,9 @@ class Order:
             # So that a typing error does not cost the time of loading the model.
             options.resolve(settings.max_canvas, settings.max_canvas)
         except ValidationError as error:
-            raise CannotCaption(BadBody.of(error).message) from None
+            # Unlike a request's, what was typed here may be repeated.
+            got = error.errors(include_url=False, include_context=False)[0]["input"]
+            raise CannotCaption(f"{BadBody.of(error).message}, got {got!r}") from None
         except ServeError as error:
             raise CannotCaption(str(error)) from None
         question = prompt if prompt and prompt.strip() else None

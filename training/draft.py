@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import zlib
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
@@ -138,18 +139,12 @@ def write_drafts(
             batch = [place for place, _ in ready]
             empty = (ids.mask,) * settings.canvas_length
             canvases = [[empty] for _ in batch]
-
-            def keep(events: StepEvents, canvases: list[list[tuple[int, ...]]] = canvases) -> None:
-                for event in events:
-                    if not event.done:
-                        canvases[event.request].append(event.canvas)
-
             generations = generate(
                 model,
                 [prompt for _, prompt in ready],
                 [settings.sampling(subjects[i], tokens) for tokens, i in batch],
                 ids,
-                on_step=keep if settings.states else None,
+                on_step=partial(_keep, canvases) if settings.states else None,
             )
             for (tokens, i), generation, passed in zip(batch, generations, canvases, strict=True):
                 subject = subjects[i]
@@ -168,6 +163,13 @@ def write_drafts(
             bar.update(len(asked))
         bar.close()
         return len(out.keys)
+
+
+def _keep(canvases: Sequence[list[tuple[int, ...]]], events: StepEvents) -> None:
+    """Add the canvas of every request that goes on."""
+    for event in events:
+        if not event.done:
+            canvases[event.request].append(event.canvas)
 
 
 def row_subjects(rows: RowSource) -> list[Subject]:

@@ -151,6 +151,23 @@ def test_a_prompt_of_too_many_tokens_is_one_line(
     assert capsys.readouterr().err == "rediff: prompt has 4 tokens, the limit is 3\n"
 
 
+@pytest.mark.parametrize(
+    ("option", "value"), [("--preset", "carefull"), ("--tokens-per-step", "0")]
+)
+def test_a_setting_that_cannot_be_used_is_named_with_its_value(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    runner: FakeRunner,
+    pictures: list[Path],
+    option: str,
+    value: str,
+) -> None:
+    assert rediff(monkeypatch, "caption", pictures[0], option, value) == 1
+    said = capsys.readouterr().err
+    assert option[2:].replace("-", "_") in said
+    assert value in said.split("got ")[1]
+
+
 def test_json_is_an_object_a_file(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -95,6 +95,17 @@ class Canvases:
     place_weights_NC: np.ndarray
 
 
+def part_weights(
+    parts_NC: np.ndarray, mix: Mix, nearness_NC: np.ndarray | float = 1.0
+) -> np.ndarray:
+    """What tokens count by part; masked ones also by how few they are and by `nearness_NC`."""
+    masked_NC = parts_NC == MASKED
+    share_N1 = np.maximum(masked_NC.mean(axis=1, keepdims=True), 0.3)
+    by_part = np.array([mix.clean_weight, 1.0, mix.replaced_weight, mix.replaced_weight])
+    weights_NC: np.ndarray = by_part[parts_NC]
+    return np.where(masked_NC, nearness_NC * weights_NC / share_N1, weights_NC)
+
+
 class CanvasBuilder:
     """Writes and corrupts the captions of scenes."""
 
@@ -163,10 +174,7 @@ class CanvasBuilder:
         parts_NC[masked_NC] = MASKED
         parts_NC[replaced_NC] = REPLACED
         parts_NC[pair_NC] = PAIR
-        share_N = np.maximum(masked_NC.mean(axis=1), 0.3)
-        by_part = np.array([mix.clean_weight, 1.0, mix.replaced_weight, mix.replaced_weight])
-        weights_NC = by_part[parts_NC]
-        weights_NC = np.where(masked_NC, nearness_NC * weights_NC / share_N[:, None], weights_NC)
+        weights_NC = part_weights(parts_NC, mix, nearness_NC)
         by_slot = np.where(slots_NC > 0, mix.content_weight, 1.0)
         by_slot[np.isin(slots_NC, RELATION_SLOTS)] *= mix.relation_weight
         by_slot = np.where(slots_NC == END_SLOT, mix.end_weight, by_slot)

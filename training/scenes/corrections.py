@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from training.scenes.canvases import END_SLOT, MASKED, NOWHERE, PAIR, REPLACED, Canvases
+from training.scenes.canvases import (
+    CLEAN,
+    END_SLOT,
+    MASKED,
+    NOWHERE,
+    PAIR,
+    REPLACED,
+    Canvases,
+    part_weights,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,7 +89,7 @@ class CorrectionCanvases:
         weights_NC = np.zeros(inputs_NC.shape, dtype=np.float32)
         for n, row in enumerate(rows):
             weights_NC[n, [flag for flag in row.flags if flag < self._length]] = self._weight
-        parts_NC = np.where(weights_NC > 0, PAIR, 0)
+        parts_NC = np.where(weights_NC > 0, PAIR, CLEAN)
         slots_NC = _slots(rows, self._length)
         return scenes, _canvases(inputs_NC, targets_NC, weights_NC, parts_NC, slots_NC)
 
@@ -109,11 +118,8 @@ class StateCanvases:
         targets_NC = _filled([row.labels for row in rows], self._length, self._stop_id)
         masked_NC = inputs_NC == self._mask_id
         wrong_NC = ~masked_NC & (inputs_NC != targets_NC)
-        share_N1 = np.maximum(masked_NC.mean(axis=1, keepdims=True), 0.3)
-        weights_NC = np.full(inputs_NC.shape, mix.clean_weight)
-        weights_NC = np.where(masked_NC, 1 / share_N1, weights_NC)
-        weights_NC[wrong_NC] = mix.replaced_weight
-        parts_NC = np.where(masked_NC, MASKED, np.where(wrong_NC, REPLACED, 0))
+        parts_NC = np.where(masked_NC, MASKED, np.where(wrong_NC, REPLACED, CLEAN))
+        weights_NC = part_weights(parts_NC, mix)
         slots_NC = _slots(rows, self._length)
         weights_NC[slots_NC == END_SLOT] *= mix.end_weight
         return scenes, _canvases(inputs_NC, targets_NC, weights_NC, parts_NC, slots_NC)
