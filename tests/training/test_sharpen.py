@@ -48,8 +48,12 @@ def test_only_late_products_of_the_tower_change_and_the_checkpoint_has_them(tmp_
     late = {name for name in tower if ".stages.5." in name or ".stages.6." in name}
     assert changed <= {name for name in late if ".depthwise." not in name}
     assert len(changed) > len(late) / 3
-    names = sorted(path.name for path in (tmp_path / "features").glob("train-*.json"))
+    cache = tmp_path / "features"
+    names = sorted(path.name for path in cache.glob("train-*.json"))
     assert [name.startswith("train-maps-0-4-") for name in names] == [False, True]
+    again = prepare(tiny(start_from=checkpoint), tmp_path / "again")
+    load_or_build("train", 0, 4, again.atlas, again.model, cache)
+    assert sorted(path.name for path in cache.glob("train-*.json")) == names
 
 
 def test_features_of_kept_maps_are_those_of_the_pictures(tmp_path: Path) -> None:

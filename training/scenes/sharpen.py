@@ -102,6 +102,10 @@ def sharpen(scene_run: SceneRun, maps: SceneFeatures) -> None:
         [(late, TOWER_RATE), (projected, PROJECTOR_RATE), (heads, PROJECTOR_RATE)],
         100.0,
     )
+    with torch.no_grad():
+        for value in late:
+            # A checkpoint holds the tower in half precision: features shall be of those weights.
+            value.copy_(value.half())
     model.requires_grad_(True)
     tower.requires_grad_(False)
 
