@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional
 
 from rediff_model.cache import attend
+from rediff_model.packed import Spans, packed_attend, runs_packed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,14 +42,16 @@ class Bucket:
     """Forward passes of each."""
     position_GC: Tensor
     bias_GN: Tensor | None
-    """-inf over canvas and prompt rows that are padding; None if there is none."""
+    """-inf over canvas and prompt rows that are padding; None if there is none, or `spans`."""
+    spans: Spans | None
+    """Of the canvases, one after the other; None where attention does not run packed."""
     moves: int
     """`Buffers.moves` when it was laid out."""
 
     @classmethod
     def empty(cls, buffers: Buffers) -> Bucket:
         no_rows = torch.zeros((0, 0), dtype=torch.int64, device=buffers.keys[0].device)
-        return cls(buffers, (), (), (), (), no_rows, None, buffers.moves[0])
+        return cls(buffers, (), (), (), (), no_rows, None, None, buffers.moves[0])
 
     @classmethod
     def lay_out(
@@ -62,8 +65,11 @@ class Bucket:
         device, dtype = buffers.keys[0].device, buffers.keys[0].dtype
         length_G1, rows_G1 = torch.tensor((lengths, rows)).to(device)[:, :, None]
         at_C, at_P = (torch.arange(max(sizes), device=device) for sizes in (rows, lengths))
-        bias_GN = None
-        if len(set(lengths)) > 1 or len(set(rows)) > 1:
+        bias_GN = spans = None
+        # A short canvas leaves a gap before its prompt, which spans cannot tell of.
+        if len(set(rows)) == 1 and runs_packed(device, dtype, buffers.keys[0].shape[-1]):
+            spans = _canvas_spans(buffers, rows[0], length_G1[:, 0], max(lengths))
+        elif len(set(lengths)) > 1 or len(set(rows)) > 1:
             allowed_GN = torch.cat((at_C < rows_G1, at_P < length_G1), dim=1)
             bias_GN = torch.zeros(allowed_GN.shape, dtype=dtype, device=device)
             bias_GN.masked_fill_(~allowed_GN, -torch.inf)
@@ -75,6 +81,7 @@ class Bucket:
             tuple(ages),
             length_G1 + at_C,
             bias_GN,
+            spans,
             buffers.moves[0],
         )
 
@@ -138,6 +145,8 @@ class Part:
     """How many prompts."""
     bias_GN: Tensor | None
     bias_RN: Tensor | None
+    spans_G: Spans | None
+    spans_R: Spans | None
     sees_canvas: bool
     """Prompt rows attend to the canvas as well (full attention)."""
 
@@ -162,7 +171,25 @@ class Part:
             bias_GN = bucket.bias_GN[canvases]
             if prompts_R is not None:
                 bias_RN = bucket.bias_GN[prompts_R, 0 if sees_canvas else bucket.canvas :]
-        return cls(bucket, canvases, prompts_R, len(prompts), bias_GN, bias_RN, sees_canvas)
+        spans_G = spans_R = None
+        if bucket.spans is not None:
+            chosen = torch.arange(canvases.start, canvases.stop, device=bucket.spans.keys_S.device)
+            spans_G = _spans_of(bucket, chosen, bucket.canvas, 0)
+            if prompts_R is not None:
+                every = torch.arange(len(bucket.sequences), device=chosen.device)
+                skipped = 0 if sees_canvas else bucket.canvas
+                spans_R = _spans_of(bucket, every[prompts_R], bucket.prompt, skipped)
+        return cls(
+            bucket,
+            canvases,
+            prompts_R,
+            len(prompts),
+            bias_GN,
+            bias_RN,
+            spans_G,
+            spans_R,
+            sees_canvas,
+        )
 
     @property
     def canvas_rows(self) -> int:
@@ -208,10 +235,14 @@ class Part:
                 own = rows_TKE[split:].view(self.count, -1, *heads)
                 buffer[self.prompts_R, edge:end] = own
         outputs = []
-        if split:
+        if split and self.spans_G is not None:
+            outputs.append(packed_attend(query_THE[:split], *stored, self.spans_G))
+        elif split:
             keys, values = (buffer[self.canvases, begin:end] for buffer in stored)
             outputs.append(attend(query_THE[:split], keys, values, self.bias_GN, bounded))
-        if self.prompts_R is not None:
+        if self.spans_R is not None:
+            outputs.append(packed_attend(query_THE[split:], *stored, self.spans_R))
+        elif self.prompts_R is not None:
             first = begin if self.sees_canvas else edge
             keys, values = (buffer[self.prompts_R, first:end] for buffer in stored)
             outputs.append(attend(query_THE[split:], keys, values, self.bias_RN, bounded))
@@ -236,6 +267,30 @@ class BucketAttend:
         columns = zip(self.parts, queries, keys, values, strict=True)
         seen = [part.attend(layer, *rows, bounded=self.bounded) for part, *rows in columns]
         return torch.cat(seen)
+
+
+def _canvas_spans(buffers: Buffers, canvas: int, length_G: Tensor, longest: int) -> Spans:
+    """Canvas and prompt rows of every sequence, seen by its canvas rows."""
+    sequences, rows = len(length_G), buffers.keys[0].shape[1]
+    at_G = torch.arange(sequences + 1, dtype=torch.int32, device=length_G.device)
+    first_G = at_G * rows + (buffers.canvas - canvas)
+    first_G[-1] = buffers.capacity * rows
+    return Spans(at_G * canvas, first_G, (length_G + canvas).int(), canvas, canvas + longest)
+
+
+def _spans_of(bucket: Bucket, chosen_S: Tensor, queries: int, skipped: int) -> Spans:
+    """Of some sequences, with so many queries each, which do not see the first `skipped` rows."""
+    whole = bucket.spans
+    assert whole is not None
+    at_S = torch.arange(len(chosen_S) + 1, dtype=torch.int32, device=chosen_S.device)
+    first_S = whole.first_keys_S[:-1][chosen_S] + skipped
+    return Spans(
+        at_S * queries,
+        torch.cat((first_S, whole.first_keys_S[-1:])),
+        whole.keys_S[chosen_S] - skipped,
+        queries,
+        whole.most_keys - skipped,
+    )
 
 
 def padded(prompt_PD: Tensor, rows: int) -> Tensor:

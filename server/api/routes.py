@@ -143,6 +143,8 @@ def operation_routes(service: Service) -> APIRouter:
                 "parameters": model.parameters,
                 "canvas_length": model.canvas_length,
                 "block_lengths": list(model.block_lengths),
+                "kernels": model.kernels,
+                "attention": model.attention,
             }
         return answer
 

@@ -34,6 +34,10 @@ class ModelInfo:
     """Length of a block by default, see `ModelConfig.block_lengths`."""
     free_bytes: int | None = None
     """Memory that keys and values may take; None when it is not known."""
+    kernels: str = "torch"
+    """What runs selection and refining: `triton` or `torch`."""
+    attention: str = "buckets"
+    """`packed` (`torch.nn.attention.varlen`), or `buckets` of like lengths."""
 
 
 @dataclass(frozen=True, slots=True)

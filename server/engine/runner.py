@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, cast
 
@@ -9,8 +10,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from kernels.ops import backend
 from rediff_model import sampler
 from rediff_model.model import Captioner
+from rediff_model.packed import runs_packed
 from rediff_model.prompt import DEFAULT_QUESTION, conversation
 from rediff_model.settings import SamplerSettings
 from rediff_model.tiling import layout
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
     from rediff_model.language import LanguageModel
     from rediff_model.ledger import StepEvents
     from server.engine.config import EngineConfig
+
+logger = logging.getLogger(__name__)
 
 USUAL_PICTURE = (1024, 768)
 """Width and height that a request of the usual size is counted with."""
@@ -68,6 +73,7 @@ class SamplerRunner:
         turns = conversation([DEFAULT_QUESTION])
         words = sum(len(part) for part in captioner.codec.encode_prompt(turns))
         picture = layout(USUAL_PICTURE, shape).tokens
+        packed = runs_packed(model.device, dtype, shape.language.head_dim)
         self.info = ModelInfo(
             canvas_length=shape.canvas_length,
             mask_token_id=shape.mask_token_id,
@@ -79,7 +85,10 @@ class SamplerRunner:
             block_lengths=shape.block_lengths,
             request_rows=words + picture + shape.canvas_length,
             free_bytes=free_bytes(model.device),
+            kernels=backend(),
+            attention="packed" if packed else "buckets",
         )
+        logger.info("kernels: %s, attention: %s", self.info.kernels, self.info.attention)
 
     @classmethod
     def load(cls, config: EngineConfig) -> SamplerRunner:
