@@ -66,6 +66,9 @@ embedded: $(DEV_STAMP)
 	$(BIN)/rediff train stage1 --config training/configs/embedded-cpu-3.yaml --out runs/embedded-3
 	$(BIN)/rediff train stage1 --config training/configs/embedded-cpu-4.yaml --out runs/embedded-4
 	$(BIN)/rediff train stage1 --config training/configs/embedded-cpu-5.yaml --out runs/embedded-5
+	$(BIN)/rediff train stage1 --config training/configs/embedded-cpu-6.yaml --out runs/embedded-6
+	$(BIN)/rediff train stage2 --config training/configs/embedded-stage2-cpu.yaml \
+		--out runs/embedded-stage2
 
 # Installs nothing: make gpu-check PYTHON=python3 runs where torch, triton and transformers are.
 gpu-check:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from training.experiments.catalogue import EXPERIMENTS
-from training.experiments.plan import Branch, Experiment, Size
+from training.experiments.plan import Branch, Experiment, Given, Size
 from training.experiments.report import plot, section, table
 from training.experiments.run import run
 
@@ -161,3 +161,36 @@ def test_branches_of_equal_making_are_trained_once_and_drafts_are_shared(tmp_pat
         json.loads((home / "round-0" / "config.json").read_text())["seed"] for home in corrected
     ]
     assert seeds == [4, 4], "a branch that goes on draws anew"
+
+
+def test_a_given_branch_is_not_trained_and_a_left_out_one_not_shown(tmp_path: Path) -> None:
+    experiment = Experiment(
+        "mini",
+        "Given?",
+        (
+            Branch("base", "plain", "mask"),
+            Branch("there", "there", "stage1", 1.0, "base"),
+            Branch("out", "out", "stage1", 1.0, "base"),
+        ),
+        ("there", "out"),
+        (32,),
+    )
+    shipped = Given(checkpoint=Path("rediff_model/checkpoints/embedded"), steps=7)
+    figures = tiny(experiment, tmp_path, given={"there": shipped}, left_out=("out",))
+    assert figures["branches"] == [
+        {
+            "name": "there",
+            "label": "there",
+            "recipe": "stage1",
+            "after": "base",
+            "steps": 7,
+            "seconds": 0.0,
+        }
+    ]
+    assert not (tmp_path / "branches").exists()
+    assert not Path("rediff_model/checkpoints/embedded/rows.json").exists()
+    missing = Given(checkpoint=tmp_path / "none", steps=7)
+    with pytest.raises(ValueError, match=r"branch there: there is no .*none"):
+        tiny(experiment, tmp_path, given={"there": missing}, left_out=("out",))
+    with pytest.raises(ValueError, match="every branch is left out"):
+        tiny(experiment, tmp_path, left_out=("out", "there"))

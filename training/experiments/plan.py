@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from training.config import ModelShape, Optimiser, Training
+from training.config import ModelShape, Optimiser, Strict, Training
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
 Recipe = Literal["mask", "stage1", "stage2"]
 
@@ -63,10 +63,30 @@ class Experiment:
         branch = self.branch(name)
         return [*(self.lineage(branch.after) if branch.after else []), branch]
 
-    def needed(self) -> Iterator[Branch]:
-        """The branches that some shown one is made of, in order."""
-        used = {branch.name for name in self.shown for branch in self.lineage(name)}
+    def needed(self, given: Collection[str] = ()) -> Iterator[Branch]:
+        """The branches that some shown one is made of, in order; nothing of what is `given`."""
+        used: set[str] = set()
+        for name in self.shown:
+            for branch in reversed(self.lineage(name)):
+                used.add(branch.name)
+                if branch.name in given:
+                    break
         return (branch for branch in self.branches if branch.name in used)
+
+    def without(self, names: Collection[str]) -> Experiment:
+        """Without showing some branches. Raises ValueError if none is left."""
+        left = tuple(name for name in self.shown if name not in names)
+        if not left:
+            raise ValueError(f"experiment {self.name}: every branch is left out")
+        return replace(self, shown=left)
+
+
+class Given(Strict):
+    """A branch that was trained elsewhere."""
+
+    checkpoint: Path
+    steps: int = Field(ge=0)
+    """Optimiser steps since its new model."""
 
 
 class Size(Training):
@@ -90,6 +110,10 @@ class Size(Training):
     """Of a branch that starts from another one, whatever its recipe."""
     recipes: dict[Recipe, dict[str, Any]]
     """`phase` of each recipe, and for `stage2` also `drafts`, `expert`, `correction_share`, …"""
+    given: dict[str, Given] = Field(default_factory=dict)
+    """Branches, by name, that need no training."""
+    left_out: tuple[str, ...] = ()
+    """Branches, by name, that are not shown."""
     evaluation_scenes: int = Field(120, gt=0)
     """Scenes of each evaluation seed."""
     evaluation_seeds: tuple[int, ...] = Field((1, 2, 3), min_length=1)

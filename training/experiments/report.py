@@ -44,7 +44,8 @@ def section(figures: dict[str, Any], picture: str) -> str:
     seeds = ", ".join(map(str, evaluation["seeds"]))
     steps = {branch["label"]: branch for branch in figures["branches"]}
     runs = "; ".join(
-        f"{label} {branch['steps']} steps in all, {branch['seconds'] / 60:.0f} min for its own"
+        f"{label} {branch['steps']} in all"
+        + (f", {branch['seconds'] / 60:.0f} min for its own" if branch["seconds"] else "")
         for label, branch in steps.items()
     )
     return "\n\n".join(

@@ -55,13 +55,24 @@ class Outcome:
 
 
 def run(experiment: Experiment, size: Size, folder: Path) -> dict[str, Any]:
-    """Train and evaluate; returns the figures, also written to `folder/<name>.json`."""
+    """Train and evaluate; returns the figures, also written to `folder/<name>.json`.
+
+    Raises:
+        ValueError: the size leaves every branch out, or gives a checkpoint that is not there.
+    """
     if size.threads:
         torch.set_num_threads(size.threads)
+    experiment = experiment.without(size.left_out)
     outcomes: dict[str, Outcome] = {}
-    for branch in experiment.needed():
+    for branch in experiment.needed(size.given):
         before = outcomes.get(branch.after) if branch.after else None
-        outcomes[branch.name] = train_branch(branch, before, size, folder)
+        given = size.given.get(branch.name)
+        if given is None:
+            outcomes[branch.name] = train_branch(branch, before, size, folder)
+        elif given.checkpoint.is_dir():
+            outcomes[branch.name] = Outcome(branch, given.checkpoint, given.steps, 0.0)
+        else:
+            raise ValueError(f"branch {branch.name}: there is no {given.checkpoint}")
     atlas = Atlas.load()
     scenes = [
         [
@@ -138,7 +149,10 @@ def evaluate_branch(
     folder: Path,
 ) -> list[dict[str, Any]]:
     """One row a way of decoding: means with 95 % intervals over all scenes, and means by seed."""
-    kept = outcome.checkpoint / "rows.json"
+    with (outcome.checkpoint / "model.safetensors").open("rb") as weights:
+        name = hashlib.file_digest(weights, "sha256").hexdigest()[:10]
+    kept = folder / "rows" / f"{name}.json"
+    kept.parent.mkdir(exist_ok=True)
     known: dict[str, Any] = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
     asked = hashlib.sha256(f"{size.evaluation_scenes} {size.evaluation_seeds}".encode()).hexdigest()
     captioner: Captioner | None = None
