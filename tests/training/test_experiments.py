@@ -194,3 +194,16 @@ def test_a_given_branch_is_not_trained_and_a_left_out_one_not_shown(tmp_path: Pa
         tiny(experiment, tmp_path, given={"there": missing}, left_out=("out",))
     with pytest.raises(ValueError, match="every branch is left out"):
         tiny(experiment, tmp_path, left_out=("out", "there"))
+
+
+def test_a_setting_at_its_default_does_not_rename_a_branch(tmp_path: Path) -> None:
+    from training.config import SceneTraining
+    from training.experiments.run import _fingerprint
+
+    values = {"tower": tmp_path, "phases": [{"steps": 1}]}
+    plain, said, other = (
+        SceneTraining.model_validate(values | more)
+        for more in ({}, {"tower_steps": 0, "parts": 1}, {"wordings": 3})
+    )
+    assert _fingerprint(plain, tmp_path) == _fingerprint(said, tmp_path)
+    assert _fingerprint(plain, tmp_path) != _fingerprint(other, tmp_path)

@@ -214,7 +214,9 @@ def _row(
 @contextmanager
 def _shared_drafts(config: SceneCorrection, home: Path, folder: Path) -> Iterator[None]:
     """Branches that only differ in what comes after the first round's drafts draft once."""
-    said = config.model_dump_json(include={"start_from", "seed", "data", "drafts"})
+    said = config.model_dump_json(
+        include={"start_from", "seed", "data", "drafts"}, exclude_defaults=True
+    )
     drawn = hashlib.sha256(said.replace(str(folder), "").encode()).hexdigest()[:10]
     own, shared = home / "round-0" / "drafts.jsonl", folder / "drafts" / f"{drawn}.jsonl"
     for path in (own, shared):
@@ -227,9 +229,14 @@ def _shared_drafts(config: SceneCorrection, home: Path, folder: Path) -> Iterato
 
 
 def _fingerprint(config: SceneTraining, folder: Path) -> str:
-    """Of everything that decides the weights, wherever the experiment's folder lies."""
+    """Of everything that decides the weights, wherever the experiment's folder lies.
+
+    What is at its default does not count, so that a new setting leaves old branches their names.
+    """
     deciding = config.model_dump(
-        mode="json", exclude={"threads", "compiled", "save_every", "evaluate_every"}
+        mode="json",
+        exclude={"threads", "compiled", "save_every", "evaluate_every"},
+        exclude_defaults=True,
     )
     text = json.dumps(deciding, sort_keys=True).replace(str(folder), "")
     return hashlib.sha256(text.encode()).hexdigest()[:10]
