@@ -176,7 +176,7 @@ def test_a_given_branch_is_not_trained_and_a_left_out_one_not_shown(tmp_path: Pa
         (32,),
     )
     shipped = Given(checkpoint=Path("rediff_model/checkpoints/embedded"), steps=7)
-    figures = tiny(experiment, tmp_path, given={"there": shipped}, left_out=("out",))
+    figures = tiny(experiment, tmp_path / "new", given={"there": shipped}, left_out=("out",))
     assert figures["branches"] == [
         {
             "name": "there",
@@ -187,7 +187,7 @@ def test_a_given_branch_is_not_trained_and_a_left_out_one_not_shown(tmp_path: Pa
             "seconds": 0.0,
         }
     ]
-    assert not (tmp_path / "branches").exists()
+    assert not (tmp_path / "new" / "branches").exists()
     assert not Path("rediff_model/checkpoints/embedded/rows.json").exists()
     missing = Given(checkpoint=tmp_path / "none", steps=7)
     with pytest.raises(ValueError, match=r"branch there: there is no .*none"):

@@ -152,7 +152,7 @@ def evaluate_branch(
     with (outcome.checkpoint / "model.safetensors").open("rb") as weights:
         name = hashlib.file_digest(weights, "sha256").hexdigest()[:10]
     kept = folder / "rows" / f"{name}.json"
-    kept.parent.mkdir(exist_ok=True)
+    kept.parent.mkdir(parents=True, exist_ok=True)
     known: dict[str, Any] = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
     asked = hashlib.sha256(f"{size.evaluation_scenes} {size.evaluation_seeds}".encode()).hexdigest()
     captioner: Captioner | None = None
