@@ -93,6 +93,7 @@ class Phase(Strict):
     replace: float = Field(0.0, ge=0, le=1)
     pair: float = Field(0.0, ge=0, le=1)
     drill: float = Field(0.0, ge=0, le=1)
+    counts: float = Field(0.0, ge=0, le=1)
     replace_low: float = Field(0.03, ge=0, le=1)
     replace_high: float = Field(0.12, ge=0, le=1)
     content_weight: float = Field(1.0, gt=0)

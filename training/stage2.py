@@ -47,7 +47,8 @@ class DraftShape(Strict):
     """What to draft; fields as in `training.draft.DraftSettings`."""
 
     scenes: int = Field(2000, gt=0)
-    """Of the training scenes, the first ones; each round takes the next."""
+    """Of the training scenes, so many from `first` on; each round takes the next."""
+    first: int = Field(0, ge=0)
     tokens_per_step: tuple[int, ...] = Field((1, 4, 8), min_length=1)
     every: bool = True
     temperature: float = Field(0.0, ge=0)
@@ -63,7 +64,7 @@ class DraftShape(Strict):
             canvas_length=canvas_length,
             seed=seed,
             block_lengths=block_lengths,
-            **self.model_dump(exclude={"scenes"}),
+            **self.model_dump(exclude={"scenes", "first"}),
         )
 
 
@@ -91,10 +92,10 @@ class SceneCorrection(SceneTraining):
             raise ValueError(f"tower_steps {self.tower_steps} belongs to Stage I")
         if self.states_share and not self.drafts.states:
             raise ValueError(f"states_share {self.states_share} needs drafts.states above 0")
-        if self.drafts.scenes * self.rounds > self.data.scenes:
+        if self.drafts.first + self.drafts.scenes * self.rounds > self.data.scenes:
             raise ValueError(
-                f"{self.rounds} rounds of {self.drafts.scenes} scenes need more than the "
-                f"{self.data.scenes} of data.scenes"
+                f"{self.rounds} rounds of {self.drafts.scenes} scenes from {self.drafts.first} on "
+                f"need more than the {self.data.scenes} of data.scenes"
             )
         # Wrong numbers are to be named now, not after an hour.
         self.drafts.settings(self.seed)
@@ -132,7 +133,7 @@ def run_round(config: SceneCorrection, folder: Path, number: int) -> Path:
         validation = _features("validation", 0, config.data.validation_scenes, scene_run, folder)
     canvases = states = None
     if config.correction_share:
-        first = number * config.drafts.scenes
+        first = config.drafts.first + number * config.drafts.scenes
         if group.is_main_process:
             collect(config, scene_run, features, range(first, first + config.drafts.scenes))
         wait_for(here / "counts.json")

@@ -9,6 +9,8 @@ from tokenizers import Tokenizer
 
 from training.scenes.atlas import Atlas
 from training.scenes.canvases import (
+    COUNT_SLOT,
+    COUNTED,
     END_SLOT,
     MASKED,
     NAME_SLOTS,
@@ -169,6 +171,27 @@ def test_a_drilled_canvas_has_many_relations_and_misses_only_words_of_them(
         kinds.add(hidden)
     assert {len(kind) for kind in kinds} == {1, 2}
     assert len(kinds) == 6
+
+
+def test_counts_are_asked_of_the_picture_alone(builder: CanvasBuilder) -> None:
+    canvases = build(builder, Mix(counts=1.0, content_weight=1.0))
+    masked_NC = canvases.parts_NC == MASKED
+    by_number = 0
+    for slots_C, masked_C, weights_C in zip(
+        canvases.slots_NC, masked_NC, canvases.weights_NC, strict=True
+    ):
+        numbers_C = slots_C == COUNT_SLOT
+        last = np.flatnonzero(numbers_C)[-1]
+        end = last + 1 + COUNTED
+        assert masked_C[end:].all(), "all behind the opening"
+        asked = np.flatnonzero(masked_C[:end])
+        if masked_C[last]:
+            by_number += 1
+            assert asked.tolist() == np.flatnonzero(numbers_C).tolist()
+        else:
+            assert asked.tolist() == list(range(last + 1, end))
+        assert weights_C[asked].min() > 4 * weights_C[end:].max()
+    assert 0.5 * len(masked_NC) < by_number < 0.9 * len(masked_NC)
 
 
 def test_places_are_told_of_visible_names_alone(

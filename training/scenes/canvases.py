@@ -38,8 +38,13 @@ DRILL_RELATIONS = 10
 """Relations of a drilled caption at most."""
 CUT_REACH = 12
 """Positions behind a cut over which the weight of a masked token halves."""
+COUNT_SLOT = 1 + SLOTS.index("count")
+COUNTED = 4
+"""Tokens behind a number that say what it counts, such as "are large"."""
 OPENING = 16
 """Positions of an opening, about."""
+COUNT_WEIGHT = 8.0
+"""Weight of a number that is counted: there are one or two among a hundred masked tokens."""
 CUT_WEIGHT = 3.0
 """Weight next to a cut: a cut canvas then counts about as much as any other."""
 
@@ -63,6 +68,9 @@ class Mix:
     drill: float = 0.0
     """Share of canvases whose captions have many relations, and of which only one or two kinds of
     the relations' words are masked: which stickers, or how they stand to each other."""
+    counts: float = 0.0
+    """Share of canvases that miss nothing of their opening but its numbers, or what the last of
+    them counts, and all behind it: how many are large or small must be counted in the picture."""
     replace_low: float = 0.03
     replace_high: float = 0.12
     content_weight: float = 3.0
@@ -104,6 +112,20 @@ def part_weights(
     by_part = np.array([mix.clean_weight, 1.0, mix.replaced_weight, mix.replaced_weight])
     weights_NC: np.ndarray = by_part[parts_NC]
     return np.where(masked_NC, nearness_NC * weights_NC / share_N1, weights_NC)
+
+
+def _counted(slots_NC: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Masks of an opening's numbers, or of the words that say what the last one counts, and of all
+    behind them; and what these weigh."""
+    at_C = np.arange(slots_NC.shape[1])
+    numbers_NC = slots_NC == COUNT_SLOT
+    # Canvases without a number are masked whole.
+    last_N1 = np.where(numbers_NC, at_C, -1 - COUNTED).max(axis=1, keepdims=True)
+    counted_NC = (at_C > last_N1) & (at_C <= last_N1 + COUNTED)
+    asked_NC = np.where(rng.random((len(slots_NC), 1)) < 0.3, counted_NC, numbers_NC)
+    behind_NC = np.maximum(0, at_C - last_N1 - COUNTED)
+    nearness_NC = np.where(asked_NC, COUNT_WEIGHT, np.exp2(-behind_NC / CUT_REACH))
+    return asked_NC | (behind_NC > 0), nearness_NC
 
 
 class CanvasBuilder:
@@ -164,6 +186,9 @@ class CanvasBuilder:
         masked_NC[pair_N | mix.unmasked] = False
         masked_NC[drill_N] = self._drill(slots_NC[drill_N], rng)
         nearness_NC[drill_N] = 1.0
+        if mix.counts:
+            counts_N = ~pair_N & ~drill_N & (rng.random(count) < mix.counts)
+            masked_NC[counts_N], nearness_NC[counts_N] = _counted(slots_NC[counts_N], rng)
         replace_N = ~pair_N & ~drill_N & (rng.random(count) < mix.replace / max(1e-9, 1 - mix.pair))
         replaced_NC = self._replace(
             inputs_NC, targets_NC, replace_N, masked_NC, mix, rng, per_scene
