@@ -69,6 +69,10 @@ embedded: $(DEV_STAMP)
 	$(BIN)/rediff train stage1 --config training/configs/embedded-cpu-6.yaml --out runs/embedded-6
 	$(BIN)/rediff train stage2 --config training/configs/embedded-stage2-cpu.yaml \
 		--out runs/embedded-stage2
+	$(BIN)/rediff train stage2 --config training/configs/embedded-stage2-cpu.yaml \
+		--set correction_share=0 --set states_share=0 --out runs/embedded-control
+	test -d runs/embedded || $(BIN)/python scripts/average_checkpoints.py runs/embedded-stage2/round-0/checkpoint \
+		runs/embedded-control/round-0/checkpoint runs/embedded --share 0.7
 
 # Installs nothing: make gpu-check PYTHON=python3 runs where torch, triton and transformers are.
 gpu-check:
