@@ -49,7 +49,7 @@ _STAGES = (
 )
 _STEM_CHANNELS = 32
 _MIDDLE_STAGE = 4
-LATE_WEIGHTS = ("stages.5.", "stages.6.", "feature_")
+LATE_WEIGHTS = (*(f"stages.{i}." for i in range(_MIDDLE_STAGE + 1, len(_STAGES))), "feature_")
 """How the names of weights begin that the stride-16 map does not depend on."""
 _MAP_STAGES = {2: "stride8", _MIDDLE_STAGE: "stride16", 6: "stride32"}
 

@@ -224,8 +224,11 @@ def _shared_drafts(config: SceneCorrection, home: Path, folder: Path) -> Iterato
     if shared.exists() and not own.exists():
         shutil.copyfile(shared, own)
     yield
-    if not shared.exists():
-        shutil.copyfile(own, shared)
+    # Nothing is drafted where nothing is corrected. Whole or not at all, for who comes next.
+    if own.exists() and not shared.exists():
+        part = shared.with_suffix(".part")
+        shutil.copyfile(own, part)
+        part.replace(shared)
 
 
 def _fingerprint(config: SceneTraining, folder: Path) -> str:
