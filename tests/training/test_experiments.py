@@ -207,3 +207,12 @@ def test_a_setting_at_its_default_does_not_rename_a_branch(tmp_path: Path) -> No
     )
     assert _fingerprint(plain, tmp_path) == _fingerprint(said, tmp_path)
     assert _fingerprint(plain, tmp_path) != _fingerprint(other, tmp_path)
+
+
+def test_a_branch_that_corrects_nothing_has_no_drafts_to_share(tmp_path: Path) -> None:
+    shipped = {"start_from": "rediff_model/checkpoints/embedded", "correction_share": 0.0}
+    experiment = Experiment(
+        "mini", "None?", (Branch("more", "more", "stage2", overrides=shipped),), ("more",), (32,)
+    )
+    tiny(experiment, tmp_path)
+    assert not list((tmp_path / "drafts").iterdir())
