@@ -106,7 +106,8 @@ def differences(work: Work, rounds: Rounds, settings: SamplerSettings) -> list[D
 
 def measure(options: argparse.Namespace) -> dict[str, object]:
     """Everything that the command prints."""
-    torch.set_num_threads(options.threads)
+    if options.threads:
+        torch.set_num_threads(options.threads)
     work = Work.load(options.model, options.n)
     config = work.captioner.config
     canvas = options.canvas or config.canvas_length
@@ -182,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--canvas", type=int, help="canvas length; the checkpoint's if left out")
     parser.add_argument("--tokens-per-step", type=int, default=4)
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
+    parser.add_argument("--threads", type=int, help="threads of torch; its own choice if left out")
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args(arguments)
     result = measure(options) | {

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from rediff_model.buckets import Bucket, BucketAttend, Part, padded
 from rediff_model.buffers import Buffers, room
+from rediff_model.crew import spread
 from rediff_model.lean import LeanDecoder, suits
 
 if TYPE_CHECKING:
@@ -110,27 +111,32 @@ class Context:
         ids_T = ids_SC.flatten()
         if self.index_T is not None:
             ids_T = ids_T.index_select(0, self.index_T)
-        canvas_TD = functional.embedding(ids_T, self.embedding_VD)
-        done: list[Tensor] = []
-        start = 0
-        for parts in self._passes():
-            packed: list[Tensor] = []
-            first = start
-            for part in parts:
-                packed.append(canvas_TD[start : start + part.canvas_rows])
-                start += part.canvas_rows
-                prompt_GPD = part.bucket.buffers.prompt_GPD
-                if part.prompts_R is not None and prompt_GPD is not None:
-                    packed.append(prompt_GPD[part.prompts_R, : part.bucket.prompt].flatten(0, 1))
-            only_canvas = start - first == sum(len(rows_TD) for rows_TD in packed)
-            hidden_TD = self._run(parts, packed, ids_T[first:start] if only_canvas else None)
-            sizes = [size for part in parts for size in (part.canvas_rows, part.prompt_rows)]
-            done += torch.split(hidden_TD, sizes)[::2]
+        passes = list(self._passes())
+        sizes = [sum(part.canvas_rows for part in parts) for parts in passes]
+        jobs = list(zip(passes, torch.split(ids_T, sizes), strict=True))
+        done = spread(self._canvases, jobs)
         hidden_TD = torch.cat(done)
         if self.index_T is not None:
             all_TD = hidden_TD.new_zeros((ids_SC.numel(), hidden_TD.shape[1]))
             hidden_TD = all_TD.index_copy_(0, self.index_T, hidden_TD)
         return hidden_TD.view(*ids_SC.shape, -1)
+
+    def _canvases(self, job: tuple[Sequence[Part], Tensor]) -> Tensor:
+        """One pass: canvas rows of the ids [T] of all its parts, after the final norm."""
+        parts, ids_T = job
+        canvas_TD = functional.embedding(ids_T, self.embedding_VD)
+        own = torch.split(canvas_TD, [part.canvas_rows for part in parts])
+        packed: list[Tensor] = []
+        for part, rows_TD in zip(parts, own, strict=True):
+            packed.append(rows_TD)
+            prompt_GPD = part.bucket.buffers.prompt_GPD
+            if part.prompts_R is not None and prompt_GPD is not None:
+                packed.append(prompt_GPD[part.prompts_R, : part.bucket.prompt].flatten(0, 1))
+        if len(packed) == len(parts):
+            return self._run(parts, packed, ids_T)
+        hidden_TD = self._run(parts, packed)
+        sizes = [size for part in parts for size in (part.canvas_rows, part.prompt_rows)]
+        return torch.cat(torch.split(hidden_TD, sizes)[::2])
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """[T, V] from rows after the final norm."""
@@ -138,7 +144,7 @@ class Context:
 
     def _passes(self) -> Iterator[list[Part]]:
         """The parts of a step that run together: all, or on a CPU a number of rows."""
-        most = ROWS_AT_ONCE if isinstance(self.decoder, LeanDecoder) else sys.maxsize
+        most = self._rows_at_once() if isinstance(self.decoder, LeanDecoder) else sys.maxsize
         parts: list[Part] = []
         rows = 0
         for bucket in self.buckets:
@@ -156,6 +162,14 @@ class Context:
                 parts.append(part)
                 rows += part.canvas_rows + part.prompt_rows
         yield parts
+
+    def _rows_at_once(self) -> int:
+        """Rows of a pass on a CPU, so few that every thread has a pass if there are sequences."""
+        rows = sum(
+            len(one.sequences) * one.canvas + len(self._due(one)) * one.prompt
+            for one in self.buckets
+        )
+        return min(ROWS_AT_ONCE, -(-rows // torch.get_num_threads()))
 
     def _run(
         self, parts: Sequence[Part], packed: Sequence[Tensor], ids_T: Tensor | None = None

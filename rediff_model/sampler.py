@@ -17,6 +17,7 @@ import torch
 
 from kernels import ops
 from rediff_model.context import Context
+from rediff_model.crew import spread
 from rediff_model.generation import Generation, StepEvent
 from rediff_model.ledger import Ledger, Report, StepEvents
 from rediff_model.noise import CounterNoise, Noise
@@ -240,8 +241,9 @@ def _predict(slots: Slots, hidden_SCD: Tensor, noise: Noise) -> tuple[Tensor, Te
     suppress_T = ((ids_BC == slots.plan.mask_id) | slots.plan.refine_B[:, None]).flatten()
     # A caption must not contain the mask token; officially it may.
     avoid_T = (~slots.plan.official_B).repeat_interleave(columns)
-    parts = []
-    for first, last, guided, hot in _chunks(slots, columns):
+
+    def choose(chunk: tuple[int, int, bool, bool]) -> tuple[Tensor, Tensor]:
+        first, last, guided, hot = chunk
         logits_TV = slots.context.logits(hidden_TD[first:last])
         if guided:
             without_TV = slots.context.logits(twin_TD[first:last])
@@ -264,7 +266,10 @@ def _predict(slots: Slots, hidden_SCD: Tensor, noise: Noise) -> tuple[Tensor, Te
             temperature_T,
             uniform_TV,
         )
-        parts.append((chosen.ids_T, chosen.log_odds_T))
+        return chosen.ids_T, chosen.log_odds_T
+
+    chunks = list(_chunks(slots, columns))
+    parts = spread(choose, chunks) if ids_BC.device.type == "cpu" else list(map(choose, chunks))
     predicted_T, log_odds_T = (torch.cat(column) for column in zip(*parts, strict=True))
     return predicted_T.view(batch, columns), log_odds_T.view(batch, columns)
 

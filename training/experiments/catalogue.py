@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from training.experiments.plan import Branch, Experiment
 
-BASE = Branch("base", "plain denoising", "mask", units=2.0)
+BASE = Branch("base", "plain denoising", "mask", units=3.0)
 """What every branch starts from: a model that sees, and has never met a wrong token."""
 STAGE1 = Branch("stage1", "Stage I", "stage1", after="base")
 
@@ -117,7 +117,7 @@ EXPERIMENTS = {
                     "full-base",
                     "full attention",
                     "mask",
-                    2.0,
+                    3.0,
                     overrides={"model": {"prefix_attention": "full"}},
                 ),
                 Branch("full", "full attention", "stage1", 1.0, "full-base"),
