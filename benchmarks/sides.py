@@ -75,7 +75,6 @@ def our_prompts(captioner: Captioner, features_NPF: Tensor) -> list[Tensor]:
 
 def ways(captioner: Captioner, length: int) -> dict[str, SamplerSettings]:
     """What the engine is asked for, by name: tokens a step, and the presets that adapt."""
-    blocks = captioner.config.block_lengths
     fixed = {
         f"{tokens} a step": SamplerSettings(canvas_length=length, tokens_per_step=tokens)
         for tokens in TOKENS_PER_STEP
@@ -83,7 +82,10 @@ def ways(captioner: Captioner, length: int) -> dict[str, SamplerSettings]:
     presets = {
         name: replace(PRESETS[name], canvas_length=length) for name in ("adaptive", "careful")
     }
-    return {name: settings.in_blocks(blocks) for name, settings in (fixed | presets).items()}
+    return {
+        name: settings.preferring(captioner.config.preferences)
+        for name, settings in (fixed | presets).items()
+    }
 
 
 def sides(

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, get_args
 
+from rediff_model.settings import Preferences
+
 T = TypeVar("T")
 PrefixAttention = Literal["full", "prefix"]
 Tower = Literal["siglip", "efficientnet_lite0"]
@@ -125,8 +127,8 @@ class ModelConfig:
     stop_token_id: int = 126348
     canvas_length: int = 128
     """Tokens of a caption by default."""
-    block_lengths: tuple[int, ...] = ()
-    """Length of a block by default at 1, 2, … tokens a step; beyond the last, the whole canvas."""
+    preferences: Preferences = field(default_factory=Preferences)
+    """Decoding by default; `block_lengths` and `extra_refine_steps` in the file."""
 
     def __post_init__(self) -> None:
         for name, ids in (
@@ -141,11 +143,15 @@ class ModelConfig:
                     )
         if self.canvas_length < 1:
             raise ConfigError(f"canvas_length must be positive, got {self.canvas_length}")
-        for length in self.block_lengths:
+        for length in self.preferences.block_lengths:
             if length < 1 or self.canvas_length % length:
                 raise ConfigError(
                     f"block_lengths must divide canvas_length {self.canvas_length}, got {length}"
                 )
+        if self.preferences.extra_refine_steps < 0:
+            raise ConfigError(
+                f"extra_refine_steps must be 0 or more, got {self.preferences.extra_refine_steps}"
+            )
 
     @classmethod
     def from_json(cls, source: Path | Mapping[str, Any]) -> Self:
@@ -173,6 +179,7 @@ class ModelConfig:
         values = asdict(self)
         language, vision = values.pop("language"), values.pop("vision")
         aspect, limit = values.pop("aspect"), values.pop("anyres_max")
+        preferences = values.pop("preferences")
         return {
             "architectures": ["LlavaLLaDAModelLM"],
             "model_type": "llava_llada",
@@ -185,7 +192,8 @@ class ModelConfig:
             "vision_config": vision,
             **values,
             "suppressed_token_ids": list(self.suppressed_token_ids),
-            "block_lengths": list(self.block_lengths),
+            **preferences,
+            "block_lengths": list(self.preferences.block_lengths),
         }
 
 
@@ -229,7 +237,8 @@ def _parse(values: object) -> dict[str, Any]:
     vision_values = values.get("vision_config", {})
     if not isinstance(vision_values, Mapping):
         raise ConfigError(f"vision_config must be an object, got {vision_values!r}")
-    top = {key: value for key, value in values.items() if key not in ("language", "vision")}
+    nested = ("language", "vision", "preferences")
+    top = {key: value for key, value in values.items() if key not in nested}
     aspect = str(values.get("image_aspect_ratio", "anyres_max_4"))
     if aspect.startswith("anyres_max_") and aspect.removeprefix("anyres_max_").isdigit():
         top |= {"aspect": "anyres_max", "anyres_max": int(aspect.removeprefix("anyres_max_"))}
@@ -237,7 +246,13 @@ def _parse(values: object) -> dict[str, Any]:
         top |= {"aspect": "square"}
     else:
         raise ConfigError(f"image_aspect_ratio must be anyres_max_N or square, got {aspect!r}")
-    whole = _build(ModelConfig, top, language=language, vision=_build(VisionConfig, vision_values))
+    whole = _build(
+        ModelConfig,
+        top,
+        language=language,
+        vision=_build(VisionConfig, vision_values),
+        preferences=_build(Preferences, values),
+    )
     return {name: getattr(whole, name) for name in ModelConfig.__dataclass_fields__}
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from rediff_model.config import ModelConfig
 
@@ -34,6 +34,16 @@ class TokenIds:
     @classmethod
     def from_config(cls, config: ModelConfig) -> TokenIds:
         return cls(config.mask_token_id, config.suppressed_token_ids, config.stop_token_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Preferences:
+    """How a checkpoint is best decoded, where a request leaves it open."""
+
+    block_lengths: tuple[int, ...] = ()
+    """Length of a block at 1, 2, … tokens a step; beyond the last, the whole canvas."""
+    extra_refine_steps: int = 0
+    """Of a canvas in one block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +74,10 @@ class SamplerSettings:
     confidence is above this. The number of steps adapts to the picture."""
     edit_threshold: float = 0.0
     """Replace a revealed token only by a prediction whose confidence is above this; 0 is always."""
-    extra_refine_steps: int = 0
+    extra_refine_steps: int | None = None
     """Forward passes that only refine, at most, after the last mask of a block; they end when
     nothing changes, or at a canvas that was there before. A complete draft takes the steps of the
-    block for that."""
+    block for that. None leaves it to the checkpoint, see `preferring`, and is 0 by itself."""
     temperature: float = 0.0
     seed: int | None = None
     """Makes temperature and random remasking reproducible in any batch."""
@@ -104,17 +114,23 @@ class SamplerSettings:
             preset = replace(preset, steps=None, tokens_per_step=None)
         return replace(preset, **explicit)
 
-    def in_blocks(self, lengths: Sequence[int]) -> SamplerSettings:
-        """With the block length that a checkpoint prefers, `ModelConfig.block_lengths`.
+    def preferring(self, checkpoint: Preferences) -> SamplerSettings:
+        """With what a checkpoint prefers, where these settings leave it open.
 
-        Only if these settings leave it open: no block length, no number of steps, no draft; and
-        if it divides the canvas.
+        A number of steps or a draft leaves nothing open. A block length must divide the canvas.
+        Extra steps are for a canvas in one block, and not for `compat="official"`.
         """
-        place = (self.tokens_per_step or DEFAULT_TOKENS_PER_STEP) - 1
-        open_ = self.block_length is None and self.steps is None and self.draft is None
-        if not open_ or place >= len(lengths) or self.canvas_length % lengths[place]:
+        if self.steps is not None or self.draft is not None:
             return self
-        return replace(self, block_length=lengths[place])
+        lengths = checkpoint.block_lengths
+        place = (self.tokens_per_step or DEFAULT_TOKENS_PER_STEP) - 1
+        block, extra = self.block_length, self.extra_refine_steps
+        if block is None and place < len(lengths) and self.canvas_length % lengths[place] == 0:
+            block = lengths[place]
+        whole = block is None or block == self.canvas_length
+        if extra is None and whole and self.refine and self.compat == "default":
+            extra = checkpoint.extra_refine_steps
+        return replace(self, block_length=block, extra_refine_steps=extra)
 
     def __post_init__(self) -> None:
         self._check_lengths()
@@ -126,7 +142,7 @@ class SamplerSettings:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise SettingsError(f"{name} must lie in 0 to 1, got {value}")
-        if self.extra_refine_steps < 0:
+        if self.extra_refine_steps is not None and self.extra_refine_steps < 0:
             raise SettingsError(
                 f"extra_refine_steps must be 0 or more, got {self.extra_refine_steps}"
             )
@@ -139,9 +155,9 @@ class SamplerSettings:
         if self.compat not in get_args(Compat):
             raise SettingsError(f"compat must be one of {get_args(Compat)}, got {self.compat!r}")
         if self.compat == "official":
-            defaults = {"reveal_threshold": None, "edit_threshold": 0, "extra_refine_steps": 0}
-            for name, default in defaults.items():
-                if (value := getattr(self, name)) != default:
+            off = {"reveal_threshold": None, "edit_threshold": 0, "extra_refine_steps": 0}
+            for name, neutral in off.items():
+                if (value := getattr(self, name)) not in (None, neutral):
                     raise SettingsError(f"compat official has no {name}, got {value}")
         if self.draft is not None and len(self.draft) > self.canvas_length:
             raise SettingsError(
@@ -193,7 +209,7 @@ class SamplerSettings:
     @property
     def extra_steps(self) -> int:
         """Forward passes of a block at most after its last mask."""
-        return self.extra_refine_steps if self.refines else 0
+        return (self.extra_refine_steps or 0) if self.refines else 0
 
     @property
     def planned_steps(self) -> int:

@@ -84,7 +84,7 @@ class Order:
             settings = self.options.resolve(canvas, self.max_canvas)
         except ServeError as error:
             raise CannotCaption(str(error)) from None
-        return settings.in_blocks(runner.info.block_lengths)
+        return settings.preferring(runner.info.preferences)
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,7 +148,8 @@ class SceneTraining(Training):
     prefix_attention: Literal["prefix", "full"] | None = None
     """Train a model from `start_from` with this instead of its own; None keeps it."""
     block_lengths: tuple[int, ...] | None = None
-    """What the checkpoint will ask for, `ModelConfig.block_lengths`; None keeps it as it was."""
+    extra_refine_steps: int | None = Field(None, ge=0)
+    """What the checkpoint will prefer, see `ModelConfig.preferences`; None keeps it as it was."""
 
     @model_validator(mode="after")
     def _aligned(self) -> Self:

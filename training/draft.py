@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from rediff_model.sampler import generate
-from rediff_model.settings import SamplerSettings
+from rediff_model.settings import Preferences, SamplerSettings
 from training.images import ImageError
 from training.records import Appender, Draft
 from training.report import Problem
@@ -64,7 +64,7 @@ class DraftSettings:
     reveal_thresholds: Mapping[int, float] = field(default_factory=dict)
     """By tokens a step: besides those, what is surer than this is revealed."""
     block_lengths: tuple[int, ...] = ()
-    """What the checkpoint asks for, `ModelConfig.block_lengths`."""
+    """What the checkpoint prefers, see `ModelConfig.preferences`."""
 
     def __post_init__(self) -> None:
         if not self.tokens_per_step or min(self.tokens_per_step) < 1:
@@ -85,7 +85,7 @@ class DraftSettings:
             temperature=self.temperature,
             seed=self._seed(subject, tokens_per_step),
             reveal_threshold=self.reveal_thresholds.get(tokens_per_step),
-        ).in_blocks(self.block_lengths)
+        ).preferring(Preferences(self.block_lengths))
 
     def chosen(
         self, subject: Subject, tokens_per_step: int, canvases: Sequence[tuple[int, ...]]

@@ -163,7 +163,7 @@ def evaluate_split(
                 block_length=block_length,
                 tokens_per_step=tokens,
                 refine=revise,
-            ).in_blocks(captioner.config.block_lengths),
+            ).preferring(captioner.config.preferences),
             on_captions,
         )
         for tokens in tokens_per_step

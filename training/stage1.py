@@ -118,8 +118,12 @@ def prepare(config: SceneTraining, folder: Path) -> SceneRun:
         tokenizer = Tokenizer.from_file(str(config.start_from / "tokenizer.json"))
         model = CaptionModel(model_config)
         load_weights(model, config.start_from, "cpu", torch.float32)
+    preferences = model_config.preferences
     if config.block_lengths is not None:
-        model_config = replace(model_config, block_lengths=config.block_lengths)
+        preferences = replace(preferences, block_lengths=config.block_lengths)
+    if config.extra_refine_steps is not None:
+        preferences = replace(preferences, extra_refine_steps=config.extra_refine_steps)
+    model_config = replace(model_config, preferences=preferences)
     cast("nn.Module", model.tower).requires_grad_(False)
     model.to(processes().device)
     before, after = TextCodec(tokenizer).encode_prompt(conversation([DEFAULT_QUESTION]))

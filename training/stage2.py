@@ -170,7 +170,7 @@ def collect(
     subjects = [_subject(features.scenes[row]) for row in chosen]
     model_config = scene_run.model_config
     settings = config.drafts.settings(
-        config.seed, model_config.canvas_length, model_config.block_lengths
+        config.seed, model_config.canvas_length, model_config.preferences.block_lengths
     )
 
     def prompts(numbers: Sequence[int]) -> list[torch.Tensor]:

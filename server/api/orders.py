@@ -67,7 +67,7 @@ class Orders:
         model = self._service.model
         settings = sampling.resolve(model.canvas_length, config.max_canvas, prefix)
         if draft is None:
-            settings = settings.in_blocks(model.block_lengths)
+            settings = settings.preferring(model.preferences)
 
         def image() -> Image.Image:
             return decode_image(picture(self._fetch), self._limits)

@@ -142,7 +142,8 @@ def operation_routes(service: Service) -> APIRouter:
                 "dtype": model.dtype,
                 "parameters": model.parameters,
                 "canvas_length": model.canvas_length,
-                "block_lengths": list(model.block_lengths),
+                "block_lengths": list(model.preferences.block_lengths),
+                "extra_refine_steps": model.preferences.extra_refine_steps,
                 "kernels": model.kernels,
                 "attention": model.attention,
             }

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from rediff_model.generation import Generation, StepEvent
+from rediff_model.settings import Preferences
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -30,8 +31,8 @@ class ModelInfo:
     """Keys and values of one prompt or canvas row over all layers."""
     request_rows: int = 0
     """Prompt and canvas rows of a request that leaves everything at its default."""
-    block_lengths: tuple[int, ...] = ()
-    """Length of a block by default, see `ModelConfig.block_lengths`."""
+    preferences: Preferences = field(default_factory=Preferences)
+    """Decoding by default, see `ModelConfig.preferences`."""
     free_bytes: int | None = None
     """Memory that keys and values may take; None when it is not known."""
     kernels: str = "torch"

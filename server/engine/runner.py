@@ -82,7 +82,7 @@ class SamplerRunner:
             device=str(model.device),
             dtype=str(dtype).removeprefix("torch."),
             row_bytes=row_bytes(shape.language, dtype),
-            block_lengths=shape.block_lengths,
+            preferences=shape.preferences,
             request_rows=words + picture + shape.canvas_length,
             free_bytes=free_bytes(model.device),
             kernels=backend(),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rediff_model.config import ConfigError, ModelConfig
-from rediff_model.settings import PRESETS, SamplerSettings, SettingsError, TokenIds
+from rediff_model.settings import PRESETS, Preferences, SamplerSettings, SettingsError, TokenIds
 
 
 @pytest.mark.parametrize(
@@ -145,11 +145,39 @@ def test_explicit_fields_override_the_preset() -> None:
 def test_a_checkpoint_s_block_length_holds_where_the_settings_leave_it_open(
     fields: dict[str, Any], block: int
 ) -> None:
-    assert SamplerSettings(**fields).in_blocks((8, 32)).block == block
+    assert SamplerSettings(**fields).preferring(Preferences((8, 32))).block == block
+
+
+@pytest.mark.parametrize(
+    ("fields", "extra"),
+    [
+        ({}, 4),
+        ({"extra_refine_steps": 0}, 0),
+        ({"extra_refine_steps": 2}, 2),
+        ({"tokens_per_step": 1}, 0),
+        ({"block_length": 32}, 0),
+        ({"block_length": 128}, 4),
+        ({"steps": 16}, 0),
+        ({"refine": False}, 0),
+        ({"draft": (5, 6)}, 0),
+        ({"compat": "official"}, 0),
+    ],
+)
+def test_a_checkpoint_s_extra_steps_hold_where_the_settings_leave_them_open(
+    fields: dict[str, Any], extra: int
+) -> None:
+    assert SamplerSettings(**fields).preferring(Preferences((8,), 4)).extra_steps == extra
+
+
+def test_a_configuration_with_fewer_than_no_extra_steps_is_refused() -> None:
+    config = ModelConfig(preferences=Preferences(extra_refine_steps=4))
+    assert ModelConfig.from_json(config.to_json()) == config
+    with pytest.raises(ConfigError, match="extra_refine_steps must be 0 or more, got -1"):
+        ModelConfig(preferences=Preferences(extra_refine_steps=-1))
 
 
 def test_a_configuration_s_block_lengths_must_divide_its_canvas() -> None:
-    config = ModelConfig(block_lengths=(8, 64))
+    config = ModelConfig(preferences=Preferences((8, 64)))
     assert ModelConfig.from_json(config.to_json()) == config
     with pytest.raises(ConfigError, match="got 48"):
-        ModelConfig(block_lengths=(8, 48))
+        ModelConfig(preferences=Preferences((8, 48)))

@@ -13,7 +13,7 @@ from rediff_model.config import VisionConfig
 from rediff_model.efficientnet import FEATURE_CHANNELS, STRIDE, EfficientNetTower
 from rediff_model.model import Captioner
 from rediff_model.sampler import generate
-from rediff_model.settings import SamplerSettings
+from rediff_model.settings import Preferences, SamplerSettings
 from training.config import SceneTraining, TrainConfigError
 from training.scenes.canvases import RELATION_SLOTS, Mix
 from training.scenes.features import load_or_build
@@ -66,9 +66,11 @@ def scene_batch(scene_run: SceneRun, folder: Path, mix: Mix | None = None) -> Sc
 
 
 def test_a_run_ends_in_a_checkpoint_that_captions(tower_file: Path, tmp_path: Path) -> None:
-    checkpoint = run(tiny(tower_file, block_lengths=[8, 32]), tmp_path / "run")
+    checkpoint = run(
+        tiny(tower_file, block_lengths=[8, 32], extra_refine_steps=3), tmp_path / "run"
+    )
     captioner = Captioner.load(checkpoint)
-    assert captioner.config.block_lengths == (8, 32)
+    assert captioner.config.preferences == Preferences((8, 32), 3)
     features = torch.zeros(37, 32)
     settings = SamplerSettings(tokens_per_step=32)
     [made] = generate(

@@ -183,7 +183,7 @@ def _row(
 ) -> dict[str, Any]:
     settings = SamplerSettings(
         canvas_length=captioner.config.canvas_length, tokens_per_step=tokens, refine=refine
-    ).in_blocks(captioner.config.block_lengths)
+    ).preferring(captioner.config.preferences)
     generations = [decode(captioner, part, settings, refresh) for part in prompts]
     scores = [
         [
