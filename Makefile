@@ -79,6 +79,7 @@ gpu-check:
 	$(PYTHON) -m pytest -q -p no:cacheprovider -m gpu
 	$(PYTHON) -m benchmarks.kernels --json benchmarks/results/gpu-kernels.json
 	$(PYTHON) -m benchmarks.saturation --device cuda --dtype bfloat16 --peak-tflops 989 --profile \
+		--cuda-graphs off on \
 		--json benchmarks/results/gpu-saturation.json
 
 clean:

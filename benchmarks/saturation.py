@@ -16,6 +16,7 @@ import json
 import sys
 import time
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -39,6 +40,7 @@ MODES: Final[dict[str, tuple[PrefixAttention, int | None]]] = {
     "full, every 8 steps": ("full", 8),
 }
 """Attention of the prompt, and how often it is computed again where it sees the canvas."""
+STEPS_SETTLING: Final = 2
 STEPS_TIMED: Final = 8
 """One round of the longest interval: prompts that join together are refreshed together."""
 
@@ -48,6 +50,7 @@ class Figure:
     """One way of running. Seconds of wall time."""
 
     mode: str
+    cuda_graphs: bool
     running: int
     tokens_per_step: int
     join_seconds: float
@@ -75,11 +78,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         work = random_work(options.shape, attention, max(options.running), options.device, dtype)
         slow = reference_seconds(work, options.reference_steps)
         report.setdefault("reference_step_seconds", {})[mode] = slow
-        for running in options.running:
+        for running, graphs in product(options.running, options.cuda_graphs):
             try:
-                times = measure(work, interval, running)
+                times = measure(work, interval, running, cuda_graphs=graphs == "on")
             except torch.OutOfMemoryError:
-                report["without_memory"].append([mode, running])
+                report["without_memory"].append([mode, running, graphs])
                 continue
             for tokens in options.tokens_per_step:
                 figure = figure_of(work, mode, running, tokens, times, slow, options.peak_tflops)
@@ -99,30 +102,37 @@ class Times:
     join: float
     step: float
     peak_bytes: int | None
+    cuda_graphs: bool
 
 
-def measure(work: Work, interval: int | None, running: int) -> Times:
-    """Times requests that start together, after a first step that warms up what a shape needs.
+def measure(work: Work, interval: int | None, running: int, *, cuda_graphs: bool = False) -> Times:
+    """Times requests that start together, after a first round that warms up what a shape needs.
 
-    A step does not depend on how many tokens it reveals.
+    A step does not depend on how many tokens it reveals. The first two of a batch do not count:
+    with `cuda_graphs` the second one is recorded.
     """
     settings = SamplerSettings(tokens_per_step=1, stop=())
     device = work.prompts[0].device
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats(device)
-    for steps in (1, STEPS_TIMED):
-        state = open_state(work.model, work.ids, prompt_refresh_interval=interval)
+    for steps in (0, STEPS_TIMED):
+        state = open_state(
+            work.model, work.ids, prompt_refresh_interval=interval, cuda_graphs=cuda_graphs
+        )
         began = _now(device)
         state = join(
             work.model, state, range(running), work.prompts[:running], [settings] * running
         )
         joined = _now(device)
+        for _ in range(STEPS_SETTLING):
+            state, _ = step(work.model, state)
+        settled = _now(device)
         for _ in range(steps):
             state, _ = step(work.model, state)
         ended = _now(device)
     peak = torch.cuda.max_memory_allocated(device) if cuda else None
-    return Times(joined - began, (ended - joined) / STEPS_TIMED, peak)
+    return Times(joined - began, (ended - settled) / STEPS_TIMED, peak, cuda_graphs)
 
 
 def figure_of(
@@ -146,6 +156,7 @@ def figure_of(
         flops += running * again / (interval or steps)
     return Figure(
         mode=mode,
+        cuda_graphs=times.cuda_graphs,
         running=running,
         tokens_per_step=tokens_per_step,
         join_seconds=times.join,
@@ -197,7 +208,8 @@ def _now(device: torch.device) -> float:
 def _say(figure: Figure) -> None:
     used = "" if figure.utilisation is None else f", {figure.utilisation:.0%} of the peak"
     print(  # noqa: T201
-        f"{figure.mode}, {figure.running} running, {figure.tokens_per_step} tokens a step: "
+        f"{figure.mode}{', graphs' if figure.cuda_graphs else ''}, {figure.running} running, "
+        f"{figure.tokens_per_step} tokens a step: "
         f"{figure.captions_per_second:.2f} captions/s, {figure.ratio_to_reference:.1f} x the "
         f"reference{used}",
         flush=True,
@@ -212,6 +224,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tokens-per-step", nargs="+", type=int, default=[4, 8])
     parser.add_argument("--reference-steps", type=int, default=4)
     parser.add_argument("--peak-tflops", type=float, help="of the device, for its utilisation")
+    parser.add_argument(
+        "--cuda-graphs",
+        nargs="+",
+        choices=("off", "on"),
+        default=["off"],
+        help="launch steps anew, or record and replay them on a GPU",
+    )
     parser.add_argument("--profile", action="store_true", help="where three steps' time goes")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")

@@ -17,6 +17,7 @@ from rediff_model.buckets import Bucket, BucketAttend, Part, padded
 from rediff_model.buffers import Buffers, room
 from rediff_model.crew import spread
 from rediff_model.lean import LeanDecoder, suits
+from rediff_model.replay import Recording, replays
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -52,10 +53,15 @@ class Context:
     buckets: tuple[Bucket, ...] = ()
     index_T: Tensor | None = None
     """Where in the flat canvases [S x C] the packed rows are; None if they are the same."""
+    recording: Recording | None = None
+    """Of steps that compute no prompt; None if steps are not recorded."""
 
     @classmethod
-    def empty(cls, model: LanguageModel, interval: int | None) -> Context:
-        """Without sequences. Where it helps, with a copy of the model's weights."""
+    def empty(cls, model: LanguageModel, interval: int | None, *, graphs: bool = False) -> Context:
+        """Without sequences. Where it helps, with a copy of the model's weights.
+
+        `graphs` records steps, where the device can.
+        """
         lean = LeanDecoder.of(model) if suits(model) else None
         head = model.logits if lean is None else lean.logits
         embedding_VD = model.model.embed_tokens.weight
@@ -65,6 +71,7 @@ class Context:
             head,
             model.model.config.prefix_attention == "prefix",
             interval,
+            recording=Recording() if graphs and replays(embedding_VD.device) else None,
         )
 
     @property
@@ -107,7 +114,17 @@ class Context:
         return self._of(tuple(self.rows[sequence] for sequence in order), tuple(buckets))
 
     def hidden(self, ids_SC: Tensor) -> Tensor:
-        """Run canvases; their rows after the final norm, [S, C, D]."""
+        """Run canvases; their rows after the final norm, [S, C, D], valid until the next call."""
+        if self.recording is None or not self._repeats():
+            return self._hidden(ids_SC)
+        return self.recording(ids_SC, self._hidden)
+
+    def _repeats(self) -> bool:
+        """Whether every step of this layout that does repeat launches the same."""
+        current = all(one.moves == one.buffers.moves[0] for one in self.buckets)
+        return current and (self.interval == 1 or not any(map(self._due, self.buckets)))
+
+    def _hidden(self, ids_SC: Tensor) -> Tensor:
         ids_T = ids_SC.flatten()
         if self.index_T is not None:
             ids_T = ids_T.index_select(0, self.index_T)
@@ -217,4 +234,5 @@ class Context:
         index_T = None
         if order != list(range(len(rows) * columns)):
             index_T = torch.tensor(order).to(buckets[0].position_GC.device)
-        return replace(self, rows=rows, buckets=buckets, index_T=index_T)
+        recording = None if self.recording is None else Recording()
+        return replace(self, rows=rows, buckets=buckets, index_T=index_T, recording=recording)

@@ -135,6 +135,7 @@ def open_state(
     noise: Noise | None = None,
     *,
     prompt_refresh_interval: int | None = 1,
+    cuda_graphs: bool = False,
 ) -> State:
     """A state without requests.
 
@@ -142,6 +143,8 @@ def open_state(
     prompt rows attend to the canvas: a prompt runs again at the first of every so many steps of
     its request, and between them the canvas attends to its keys and values of that step. 1 is
     exact; None is the first step only.
+
+    With `cuda_graphs` steps on a GPU are recorded and replayed while nobody joins or leaves.
 
     On a CPU a model in full precision runs from a copy of its weights that is made here: a state
     does not see later changes of the model.
@@ -154,7 +157,7 @@ def open_state(
             f"prompt_refresh_interval must be 1 or more, or None, got {prompt_refresh_interval}"
         )
     ledger = Ledger.open(ids.mask, np.zeros((0, 0), dtype=np.int64))
-    empty = Context.empty(model, prompt_refresh_interval)
+    empty = Context.empty(model, prompt_refresh_interval, graphs=cuda_graphs)
     return State(None, ledger, {}, ids, noise or CounterNoise(), empty)
 
 

@@ -51,6 +51,15 @@ def serve(
             "prefix_refresh_interval",
         ),
     ] = None,
+    cuda_graphs: Annotated[
+        bool | None,
+        typer.Option(
+            "--cuda-graphs",
+            envvar="REDIFF_CUDA_GRAPHS",
+            help="On a GPU, record a step and replay it while nobody joins or leaves.",
+            show_default="False",
+        ),
+    ] = None,
     vision_cache_bytes: Annotated[
         str | None,
         setting(268435456, "Memory for features of known pictures.", "vision_cache_bytes"),

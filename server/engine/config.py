@@ -27,6 +27,8 @@ class EngineConfig:
     prefix_refresh_interval: int | None = 1
     """With full prefix attention, steps after which a prompt is computed again: 1 is exact, None
     is never. Prefix attention needs no refresh."""
+    cuda_graphs: bool = False
+    """Record steps on a GPU and replay them while nobody joins or leaves."""
     vision_cache_bytes: int = 256 * 2**20
     """Features of pictures that are kept for when the same picture comes again."""
     max_queue: int = 256

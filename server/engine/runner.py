@@ -66,6 +66,7 @@ class SamplerRunner:
     def __init__(self, captioner: Captioner, config: EngineConfig) -> None:
         self._captioner = captioner
         self._interval = config.prefix_refresh_interval
+        self._cuda_graphs = config.cuda_graphs
         self._features = FeatureCache(config.vision_cache_bytes)
         model = captioner.model
         shape = captioner.config
@@ -122,7 +123,10 @@ class SamplerRunner:
         """An empty batch."""
         model = self._captioner.model
         state = sampler.open_state(
-            model, self._captioner.token_ids, prompt_refresh_interval=self._interval
+            model,
+            self._captioner.token_ids,
+            prompt_refresh_interval=self._interval,
+            cuda_graphs=self._cuda_graphs,
         )
         return SamplerBatch(model, state, self._interval)
 

@@ -36,15 +36,19 @@ def test_what_does_not_fit_is_reported_and_the_rest_is_measured(
 ) -> None:
     measure = saturation.measure
 
-    def short_of_memory(work: Work, interval: int | None, running: int) -> saturation.Times:
-        if running == 2:
+    def short_of_memory(
+        work: Work, interval: int | None, running: int, *, cuda_graphs: bool
+    ) -> saturation.Times:
+        if running == 2 and cuda_graphs:
             raise torch.OutOfMemoryError
-        return measure(work, interval, running)
+        return measure(work, interval, running, cuda_graphs=cuda_graphs)
 
     monkeypatch.setattr(saturation, "measure", short_of_memory)
     out = tmp_path / "out.json"
     small = ["--shape", "tiny", "--running", "2", "1", "--tokens-per-step", "64"]
+    small += ["--cuda-graphs", "off", "on"]
     saturation.main([*small, "--modes", "prefix", "--reference-steps", "1", "--json", str(out)])
     report = json.loads(out.read_text())
-    assert report["without_memory"] == [["prefix", 2]]
-    assert [one["running"] for one in report["figures"]] == [1]
+    assert report["without_memory"] == [["prefix", 2, "on"]]
+    ways = [(one["running"], one["cuda_graphs"]) for one in report["figures"]]
+    assert ways == [(2, False), (1, False), (1, True)]
