@@ -71,8 +71,14 @@ embedded: $(DEV_STAMP)
 		--out runs/embedded-stage2
 	$(BIN)/rediff train stage2 --config training/configs/embedded-stage2-cpu.yaml \
 		--set correction_share=0 --set states_share=0 --out runs/embedded-control
-	test -d runs/embedded || $(BIN)/python scripts/average_checkpoints.py runs/embedded-stage2/round-0/checkpoint \
-		runs/embedded-control/round-0/checkpoint runs/embedded --share 0.7
+	test -d runs/embedded-mean || $(BIN)/python scripts/average_checkpoints.py --share 0.7 \
+		runs/embedded-stage2/round-0/checkpoint runs/embedded-control/round-0/checkpoint \
+		runs/embedded-mean
+	$(BIN)/rediff train stage2 --config training/configs/embedded-stage2-cpu-2.yaml \
+		--out runs/embedded-stage2-2
+	test -d runs/embedded || $(BIN)/python scripts/average_checkpoints.py --share 0.75 \
+		runs/embedded-stage2-2/round-0/checkpoint runs/embedded-control/round-0/checkpoint \
+		runs/embedded
 
 # Installs nothing: make gpu-check PYTHON=python3 runs where torch, triton and transformers are.
 gpu-check:

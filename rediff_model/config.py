@@ -148,9 +148,10 @@ class ModelConfig:
                 raise ConfigError(
                     f"block_lengths must divide canvas_length {self.canvas_length}, got {length}"
                 )
-        if self.preferences.extra_refine_steps < 0:
+        extra = self.preferences.extra_refine_steps
+        if not 0 <= extra <= self.canvas_length:
             raise ConfigError(
-                f"extra_refine_steps must be 0 or more, got {self.preferences.extra_refine_steps}"
+                f"extra_refine_steps must be 0 to canvas_length {self.canvas_length}, got {extra}"
             )
 
     @classmethod

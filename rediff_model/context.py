@@ -17,7 +17,7 @@ from rediff_model.buckets import Bucket, BucketAttend, Part, padded
 from rediff_model.buffers import Buffers, room
 from rediff_model.crew import spread
 from rediff_model.lean import LeanDecoder, suits
-from rediff_model.replay import Recording, replays
+from rediff_model.replay import Recorder, Recording, replays
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -65,13 +65,14 @@ class Context:
         lean = LeanDecoder.of(model) if suits(model) else None
         head = model.logits if lean is None else lean.logits
         embedding_VD = model.model.embed_tokens.weight
+        device = embedding_VD.device
         return cls(
             lean or model.model,
             embedding_VD,
             head,
             model.model.config.prefix_attention == "prefix",
             interval,
-            recording=Recording() if graphs and replays(embedding_VD.device) else None,
+            recording=Recording(Recorder(device)) if graphs and replays(device) else None,
         )
 
     @property
@@ -182,11 +183,14 @@ class Context:
 
     def _rows_at_once(self) -> int:
         """Rows of a pass on a CPU, so few that every thread has a pass if there are sequences."""
+        threads = torch.get_num_threads()
+        if len(self.rows) < threads:
+            return ROWS_AT_ONCE
         rows = sum(
             len(one.sequences) * one.canvas + len(self._due(one)) * one.prompt
             for one in self.buckets
         )
-        return min(ROWS_AT_ONCE, -(-rows // torch.get_num_threads()))
+        return min(ROWS_AT_ONCE, -(-rows // threads))
 
     def _run(
         self, parts: Sequence[Part], packed: Sequence[Tensor], ids_T: Tensor | None = None
@@ -234,5 +238,5 @@ class Context:
         index_T = None
         if order != list(range(len(rows) * columns)):
             index_T = torch.tensor(order).to(buckets[0].position_GC.device)
-        recording = None if self.recording is None else Recording()
+        recording = None if self.recording is None else Recording(self.recording.recorder)
         return replace(self, rows=rows, buckets=buckets, index_T=index_T, recording=recording)

@@ -235,7 +235,8 @@ def _with_twins(slots: Slots) -> Tensor:
 def _predict(slots: Slots, hidden_SCD: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
     """Predicted ids and their log-odds, [B, C] each.
 
-    Only a chunk of rows has logits at any time, and nothing as large is made beside them.
+    Only a chunk of rows has logits at any time, with few ids one for each thread, and nothing as
+    large is made beside them.
     """
     ids_BC = slots.canvas.ids_BC
     batch, columns = ids_BC.shape
@@ -272,7 +273,9 @@ def _predict(slots: Slots, hidden_SCD: Tensor, noise: Noise) -> tuple[Tensor, Te
         return chosen.ids_T, chosen.log_odds_T
 
     chunks = list(_chunks(slots, columns))
-    parts = spread(choose, chunks) if ids_BC.device.type == "cpu" else list(map(choose, chunks))
+    small = ROWS_AT_LEAST * len(slots.context.embedding_VD) <= LOGITS_IN_CACHE
+    together = ids_BC.device.type == "cpu" and small
+    parts = spread(choose, chunks) if together else list(map(choose, chunks))
     predicted_T, log_odds_T = (torch.cat(column) for column in zip(*parts, strict=True))
     return predicted_T.view(batch, columns), log_odds_T.view(batch, columns)
 

@@ -123,7 +123,7 @@ class SamplerSettings:
         if self.steps is not None or self.draft is not None:
             return self
         lengths = checkpoint.block_lengths
-        place = (self.tokens_per_step or DEFAULT_TOKENS_PER_STEP) - 1
+        place = self._tokens_a_step - 1
         block, extra = self.block_length, self.extra_refine_steps
         if block is None and place < len(lengths) and self.canvas_length % lengths[place] == 0:
             block = lengths[place]
@@ -198,8 +198,13 @@ class SamplerSettings:
         """Forward passes of a block at most, until its last mask is revealed."""
         if self.steps is not None:
             return self.steps // self.blocks
+        return -(-self.block // self._tokens_a_step)
+
+    @property
+    def _tokens_a_step(self) -> int:
+        """`tokens_per_step`, or what it is by default."""
         default = DEFAULT_TOKENS_PER_STEP if self.reveal_threshold is None else 1
-        return -(-self.block // (self.tokens_per_step or default))
+        return self.tokens_per_step or default
 
     @property
     def least_revealed(self) -> int:

@@ -148,7 +148,7 @@ def caption(
         Number, _option("canvas-length", "Tokens of the canvas.", "the model's")
     ] = None,
     block_length: Annotated[
-        Number, _option("block-length", "Tokens denoised together.", "the canvas")
+        Number, _option("block-length", "Tokens denoised together.", "the model's")
     ] = None,
     tokens_per_step: Annotated[
         Number, _option("tokens-per-step", "Tokens revealed a step.", "by --preset")
@@ -173,7 +173,7 @@ def caption(
         Part, _option("edit-threshold", "Revise only by what is more confident.")
     ] = None,
     extra_refine_steps: Annotated[
-        Number, _option("extra-refine-steps", "Most steps after the last mask.")
+        Number, _option("extra-refine-steps", "Most steps after the last mask.", "the model's")
     ] = None,
     temperature: Annotated[Part, _option("temperature", "0 is greedy.", "0")] = None,
     seed: Annotated[Number, _option("seed", "Repeats chance.")] = None,

@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 
 from kernels.ops import backend
-from rediff_model import sampler
+from rediff_model import crew, sampler
 from rediff_model.model import Captioner
 from rediff_model.packed import runs_packed
 from rediff_model.prompt import DEFAULT_QUESTION, conversation
+from rediff_model.replay import replays
 from rediff_model.settings import SamplerSettings
 from rediff_model.tiling import layout
 from server.engine.features import FeatureCache, content_key
@@ -90,6 +91,11 @@ class SamplerRunner:
             attention="packed" if packed else "buckets",
         )
         logger.info("kernels: %s, attention: %s", self.info.kernels, self.info.attention)
+        if config.cuda_graphs and not replays(model.device):
+            logger.warning("cuda_graphs has no effect on %s", model.device)
+        if model.device.type == "cpu":
+            # Now, and not beside threads that touch torch for the first time.
+            crew.prepare()
 
     @classmethod
     def load(cls, config: EngineConfig) -> SamplerRunner:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -44,7 +48,7 @@ def test_jobs_run_side_by_side_with_one_thread_of_torch_each_and_come_back_in_or
 
 @pytest.mark.usefixtures("two_threads")
 def test_torch_keeps_its_threads_here_and_in_threads_to_come() -> None:
-    crew._crew.cache_clear()
+    crew._crews.clear()
     spread(abs, [-1, -2])
     assert torch.get_num_threads() == 2
     found: list[int] = []
@@ -54,8 +58,10 @@ def test_torch_keeps_its_threads_here_and_in_threads_to_come() -> None:
     assert found == [2]
 
 
-@pytest.mark.parametrize(("threads", "jobs"), [(1, 3), (2, 1)])
-def test_one_thread_or_one_job_stays_here(threads: int, jobs: int, two_threads: None) -> None:
+@pytest.mark.parametrize(("threads", "jobs"), [(1, 3), (2, 1), (4, 3)])
+def test_one_thread_or_fewer_jobs_than_threads_stay_here(
+    threads: int, jobs: int, two_threads: None
+) -> None:
     torch.set_num_threads(threads)
     names = spread(lambda _: threading.current_thread().name, range(jobs))
     assert set(names) == {threading.current_thread().name}
@@ -112,3 +118,55 @@ def test_no_thread_is_left_without_a_pass() -> None:
     assert state.slots is not None
     passes = list(state.slots.context._passes())
     assert [sum(part.canvas_rows for part in parts) for parts in passes] == [48, 48]
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_what_other_jobs_made_is_freed_when_one_has_raised() -> None:
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    def work(job: int) -> torch.Tensor:
+        if job == 0:
+            raise MemoryError("no room")
+        result = torch.zeros(1)
+        made.append(weakref.ref(result))
+        return result
+
+    gc.disable()
+    try:
+        with suppress(MemoryError):
+            spread(work, range(2))
+        assert made[0]() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_without_more_threads_jobs_run_here(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    started = 0
+    start = threading.Thread.start
+
+    def only_one(thread: threading.Thread) -> None:
+        nonlocal started
+        started += 1
+        if started > 1:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(crew, "_crews", {})
+    monkeypatch.setattr(threading.Thread, "start", only_one)
+    for _ in range(2):
+        names = spread(lambda _: threading.current_thread().name, range(2))
+        assert set(names) == {threading.current_thread().name}
+    assert started == 2, "it is tried once"
+    assert torch.get_num_threads() == 2
+    assert "can't start new thread" in caplog.text
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_when_no_more_jobs_are_taken_the_rest_runs_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = ThreadPoolExecutor(2)
+    ended.shutdown()
+    monkeypatch.setattr(crew, "_crews", {2: ended})
+    assert spread(abs, [-1, -2, -3]) == [1, 2, 3]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 from sampler_case import IDS, assert_equal, model_of, prompt_of
 
 from rediff_model import context, reference, replay
@@ -12,7 +14,7 @@ from rediff_model.sampler import join, open_state, step
 from rediff_model.settings import SamplerSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor
 
@@ -32,7 +34,9 @@ class StandIn:
     def __init__(self) -> None:
         self.recorded = self.replayed = 0
 
-    def record(self, run: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
+    def record(
+        self, run: Callable[[], Tensor], device: torch.device
+    ) -> tuple[Tensor, Callable[[], None]]:
         self.recorded += 1
         result = run()
 
@@ -94,13 +98,18 @@ def test_what_cannot_be_recorded_is_launched_anew(
 ) -> None:
     wanted = captions("prefix", 1, cuda_graphs=False)
 
-    def refuse(run: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
+    asked = 0
+
+    def refuse(run: Callable[[], Tensor], device: torch.device) -> None:
+        nonlocal asked
+        asked += 1
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr(replay, "record", refuse)
     for got, one in zip(captions("prefix", 1, cuda_graphs=True), wanted, strict=True):
         assert_equal(got, one)
     assert "not permitted" in caplog.text
+    assert asked == 1, "what failed once is not tried with every layout"
 
 
 def test_nothing_is_recorded_unasked_or_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,3 +129,42 @@ def test_a_recording_of_prompts_that_were_moved_refuses_to_run(graphs: StandIn) 
     old.without(frozenset({0}))
     with pytest.raises(RuntimeError, match="moved the prompts"):
         step(model, old)
+
+
+def test_a_failed_capture_is_closed_and_leaves_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+
+    class Graph:
+        def capture_begin(self, capture_error_mode: str) -> None:
+            said.append(f"begin {capture_error_mode}")
+
+        def capture_end(self) -> None:
+            said.append("end")
+            raise RuntimeError("failed due to a previous error during capture")
+
+    @contextmanager
+    def entered(what: str) -> Iterator[None]:
+        said.append(f"enter {what}")
+        try:
+            yield
+        finally:
+            said.append(f"leave {what}")
+
+    def forbidden() -> Tensor:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: "stream")
+    monkeypatch.setattr(torch.cuda, "stream", entered)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: entered(str(device)))
+    with pytest.raises(RuntimeError, match="not permitted"):
+        replay.record(forbidden, torch.device("cuda:1"))
+    assert said == [
+        "enter cuda:1",
+        "enter stream",
+        "begin thread_local",
+        "end",
+        "leave stream",
+        "leave cuda:1",
+    ]

@@ -155,6 +155,7 @@ def test_a_checkpoint_s_block_length_holds_where_the_settings_leave_it_open(
         ({"extra_refine_steps": 0}, 0),
         ({"extra_refine_steps": 2}, 2),
         ({"tokens_per_step": 1}, 0),
+        ({"reveal_threshold": 0.8}, 0),
         ({"block_length": 32}, 0),
         ({"block_length": 128}, 4),
         ({"steps": 16}, 0),
@@ -169,11 +170,12 @@ def test_a_checkpoint_s_extra_steps_hold_where_the_settings_leave_them_open(
     assert SamplerSettings(**fields).preferring(Preferences((8,), 4)).extra_steps == extra
 
 
-def test_a_configuration_with_fewer_than_no_extra_steps_is_refused() -> None:
+@pytest.mark.parametrize("extra", [-1, 129])
+def test_a_configuration_s_extra_steps_must_not_exceed_its_canvas(extra: int) -> None:
     config = ModelConfig(preferences=Preferences(extra_refine_steps=4))
     assert ModelConfig.from_json(config.to_json()) == config
-    with pytest.raises(ConfigError, match="extra_refine_steps must be 0 or more, got -1"):
-        ModelConfig(preferences=Preferences(extra_refine_steps=-1))
+    with pytest.raises(ConfigError, match=f"extra_refine_steps .* canvas_length 128, got {extra}"):
+        ModelConfig(preferences=Preferences(extra_refine_steps=extra))
 
 
 def test_a_configuration_s_block_lengths_must_divide_its_canvas() -> None:

@@ -20,6 +20,7 @@ KINDS: dict[str, type[Training]] = {
     "embedded-cpu-5": SceneTraining,
     "embedded-gpu": SceneTraining,
     "embedded-stage2-cpu": SceneCorrection,
+    "embedded-stage2-cpu-2": SceneCorrection,
     "embedded-stage2-gpu": SceneCorrection,
     "llada-v-stage1-full": DialogueTraining,
     "llada-v-stage1-lora": DialogueTraining,
