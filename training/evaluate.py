@@ -135,14 +135,15 @@ def evaluate_split(
     tokens_per_step: Sequence[int],
     refine: Sequence[bool],
     block_length: int | None = None,
+    extra_refine_steps: int | None = None,
     on_captions: Callable[[int], None] | None = None,
 ) -> tuple[list[Row], list[Scene]]:
     """One row a way of decoding, on the scenes that `rediff data scenes` writes for the seed.
 
-    `block_length` None is the checkpoint's default.
+    `block_length` and `extra_refine_steps` None are the checkpoint's.
 
     Raises:
-        ValueError: an unknown split, a count below 1, or no way of decoding.
+        ValueError: an unknown split, a count below 1, no way of decoding, or one that cannot be.
     """
     if count < 1:
         raise ValueError(f"the number of scenes must be 1 or more, got {count}")
@@ -163,6 +164,7 @@ def evaluate_split(
                 block_length=block_length,
                 tokens_per_step=tokens,
                 refine=revise,
+                extra_refine_steps=extra_refine_steps,
             ).preferring(captioner.config.preferences),
             on_captions,
         )

@@ -35,6 +35,10 @@ def evaluate(
     block_length: Annotated[
         int | None, typer.Option(envvar="REDIFF_BLOCK_LENGTH", help="Tokens denoised together.")
     ] = None,
+    extra_refine_steps: Annotated[
+        int | None,
+        typer.Option(envvar="REDIFF_EXTRA_REFINE_STEPS", help="Most steps after the last mask."),
+    ] = None,
     atlas: Annotated[
         Path | None, typer.Option(envvar="REDIFF_ATLAS", help="Pictures of another vendor.")
     ] = None,
@@ -67,6 +71,7 @@ def evaluate(
             [int(size) for size in sizes],
             kinds[refine],
             block_length,
+            extra_refine_steps,
         )
         if captions is not None:
             write_captions(captions, rows, scenes, split)
@@ -79,6 +84,7 @@ def evaluate(
             "seed": seed,
             "n": n,
             "block_length": block_length,
+            "extra_refine_steps": extra_refine_steps,
             "rows": [row.to_json() for row in rows],
         }
         json_file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
