@@ -244,18 +244,17 @@ class SamplerSettings:
 PRESETS: Mapping[str, SamplerSettings] = {
     "rediff": SamplerSettings(),
     "mask": SamplerSettings(refine=False),
-    "adaptive": SamplerSettings(tokens_per_step=4, reveal_threshold=0.8),
+    "adaptive": SamplerSettings(tokens_per_step=5, reveal_threshold=0.95, extra_refine_steps=8),
     "careful": SamplerSettings(tokens_per_step=1, reveal_threshold=0.8),
 }
 """`rediff` reveals and revises, 4 tokens a step; `mask` is plain denoising; `adaptive` takes the
 fewest forward passes at a Coverage no more than .01 below that of `rediff`; `careful` takes no
 token that it is not sure of besides the one a step must reveal, in the checkpoint's block length.
 
-Chosen with a Stage I checkpoint of the embedded size on 48 test scenes, `python -m
-benchmarks.adaptive --n 48 --seed 5` (forward passes and Coverage): `rediff` 27.1 and .734; 4 tokens
-a step with the threshold .6 15.0 and .702, with .8 18.0 and .754; 3 with .7 20.6 and .728; 6 with
-.9 and 3 `extra_refine_steps` 16.7 and .721; 8 with .7 10.9 and .644, with .9 11.6 and .694, and
-with 2 extra steps 13.3 and .712; 12 with .7 8.1 and .588; blocks of 64 cost .12 at 8 tokens. On 48
-other scenes, `--seed 6`: `rediff` 27.2 and .682, `adaptive` 18.9 and .730, 8 tokens with .7 11.0
-and .659. Other checkpoints need other thresholds.
+`adaptive` was chosen with the embedded checkpoint of two rounds of Stage II on 240 test scenes
+(forward passes and Coverage): `rediff` with the checkpoint's 4 `extra_refine_steps` 27.5 and .932;
+with 8 of them 3 tokens a step and the threshold .7 12.0 and .910, 5 with .9 15.8 and .920, 5 with
+.95 16.8 and .925, 6 with .97 16.1 and .918; on 120 of them 1 with .6 9.8 and .878, 2 with .8 17.4
+and .905, 8 with .9 12.8 and .914. `python -m benchmarks.adaptive --n 48 --seed 5` asks the like of
+any checkpoint; others need other thresholds.
 """

@@ -60,7 +60,9 @@ def test_the_command_writes_a_row_a_side(
         "engine, careful",
         "twin, generate",
     ]
-    assert [rows[f"engine, {tokens} a step"]["forwards"] for tokens in (1, 4, 8)] == [8, 2, 1]
+    for tokens in (1, 4, 8):
+        # The checkpoint asks for up to four steps more.
+        assert 8 // tokens < rows[f"engine, {tokens} a step"]["forwards"] <= 8 // tokens + 4
     assert rows["twin, generate"]["forwards"] == 8
     for name, row in rows.items():
         assert row.get("identical_fraction", 1) == 1, name
