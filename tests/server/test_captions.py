@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from server_fakes import DEFAULT_CAPTION, Call, png, running
+from server_fakes import DEFAULT_CAPTION, Call, FakeRunner, png, running
+
+from rediff_model.settings import Preferences
 
 pytestmark = pytest.mark.anyio
 
@@ -205,3 +208,25 @@ async def test_a_blank_prompt_is_the_default_one(prompt: str | None) -> None:
     async with running() as server:
         answer = await server.client.post("/caption", json=body(prompt=prompt))
         assert answer.json()["caption"] == DEFAULT_CAPTION
+
+
+@pytest.mark.parametrize(
+    ("sampling", "steps"),
+    [
+        ({}, 2 + 3),
+        ({"extra_refine_steps": 0}, 2),
+        ({"tokens_per_step": 1}, 8),
+        ({"refine": False}, 2),
+    ],
+)
+async def test_what_the_checkpoint_prefers_holds_where_a_request_leaves_it_open(
+    sampling: dict[str, Any], steps: int
+) -> None:
+    runner = FakeRunner()
+    runner.info = replace(runner.info, preferences=Preferences((4,), 3))
+    async with running(runner) as server:
+        version = (await server.client.get("/version")).json()
+        assert (version["block_lengths"], version["extra_refine_steps"]) == ([4], 3)
+        answer = await server.client.post("/caption", json=body(stream=True, sampling=sampling))
+        first = next(line for line in answer.text.splitlines() if line.startswith("data: "))
+        assert json.loads(first.removeprefix("data: "))["steps"] == steps
