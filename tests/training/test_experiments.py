@@ -92,7 +92,8 @@ def test_an_experiment_runs_through_and_is_not_run_twice(
     for row in rows:
         assert len(row["coverage"]["by_seed"]) == 2
         assert row["coverage"]["low"] <= row["coverage"]["mean"] <= row["coverage"]["high"]
-        assert row["forwards"] == 4
+        # What the shipped checkpoint prefers goes on with its weights: up to four steps more.
+        assert row["forwards"] == 4 or (row["refine"] and 4 < row["forwards"] <= 8)
     assert json.loads((tmp_path / "mini.json").read_text()) == figures
     plot(figures, tmp_path / "mini.png")
     assert (tmp_path / "mini.png").stat().st_size > 5000
