@@ -186,7 +186,8 @@ def reference_seconds(work: Work, steps: int) -> float:
 def where(work: Work, interval: int | None, running: int, lines: int = 15) -> list[dict[str, Any]]:
     """The operations that take most of three steps: name, calls and milliseconds of the device.
 
-    On a CPU with one thread: the profiler sees no other."""
+    On a CPU with one thread: the profiler sees no other.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -63,8 +63,8 @@ class DraftSettings:
     """How many canvases on the way to a draft to keep with it."""
     reveal_thresholds: Mapping[int, float] = field(default_factory=dict)
     """By tokens a step: besides those, what is surer than this is revealed."""
-    block_lengths: tuple[int, ...] = ()
-    """What the checkpoint prefers, see `ModelConfig.preferences`."""
+    preferences: Preferences = field(default_factory=Preferences)
+    """The checkpoint's, see `ModelConfig.preferences`: a draft is what would be served."""
 
     def __post_init__(self) -> None:
         if not self.tokens_per_step or min(self.tokens_per_step) < 1:
@@ -85,7 +85,7 @@ class DraftSettings:
             temperature=self.temperature,
             seed=self._seed(subject, tokens_per_step),
             reveal_threshold=self.reveal_thresholds.get(tokens_per_step),
-        ).preferring(Preferences(self.block_lengths))
+        ).preferring(self.preferences)
 
     def chosen(
         self, subject: Subject, tokens_per_step: int, canvases: Sequence[tuple[int, ...]]

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field, model_validator
 
 from rediff_model.prompt import DEFAULT_QUESTION
-from rediff_model.settings import TokenIds
+from rediff_model.settings import Preferences, TokenIds
 from training.claim import claim
 from training.config import SceneTraining, Strict
 from training.correct import correct
@@ -57,13 +57,13 @@ class DraftShape(Strict):
     reveal_thresholds: dict[int, Annotated[float, Field(ge=0, le=1)]] = Field(default_factory=dict)
 
     def settings(
-        self, seed: int, canvas_length: int = 128, block_lengths: tuple[int, ...] = ()
+        self, seed: int, canvas_length: int = 128, preferences: Preferences | None = None
     ) -> DraftSettings:
         """Raises ValueError for numbers that do not fit each other."""
         return DraftSettings(
             canvas_length=canvas_length,
             seed=seed,
-            block_lengths=block_lengths,
+            preferences=preferences or Preferences(),
             **self.model_dump(exclude={"scenes", "first"}),
         )
 
@@ -170,7 +170,7 @@ def collect(
     subjects = [_subject(features.scenes[row]) for row in chosen]
     model_config = scene_run.model_config
     settings = config.drafts.settings(
-        config.seed, model_config.canvas_length, model_config.preferences.block_lengths
+        config.seed, model_config.canvas_length, model_config.preferences
     )
 
     def prompts(numbers: Sequence[int]) -> list[torch.Tensor]:

@@ -17,7 +17,7 @@ from rediff_model.language import LanguageModel
 from rediff_model.model import Captioner, CaptionModel
 from rediff_model.prompt import TextCodec
 from rediff_model.sampler import generate
-from rediff_model.settings import TokenIds
+from rediff_model.settings import Preferences, TokenIds
 from scripts.convert_efficientnet import tower_config
 from training.conversations import Renderer
 from training.draft import DraftSettings, Subject, picture_prompts, row_subjects, write_drafts
@@ -314,12 +314,13 @@ def test_ids_that_do_not_spell_the_text_cannot_be_corrected() -> None:
 
 def test_drafts_decode_as_the_checkpoint_asks_and_reveal_what_is_sure() -> None:
     settings = DraftSettings(
-        (1, 4), canvas_length=16, reveal_thresholds={1: 0.7}, block_lengths=(8,)
+        (1, 4), canvas_length=16, reveal_thresholds={1: 0.7}, preferences=Preferences((8,), 2)
     )
     subject = Subject("a", "?", "It.")
     one, four = (settings.sampling(subject, tokens) for tokens in (1, 4))
     assert (one.block_length, one.reveal_threshold) == (8, 0.7)
     assert (four.block_length, four.reveal_threshold) == (None, None)
+    assert (one.extra_steps, four.extra_steps) == (0, 2)
 
 
 def test_a_threshold_that_is_never_used_is_refused() -> None:

@@ -137,6 +137,7 @@ def _draft(
         temperature=shape.temperature,
         seed=config.seed,
         batch_size=shape.batch_size,
+        preferences=captioner.config.preferences,
     )
     write_drafts(
         captioner.model,
