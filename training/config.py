@@ -122,6 +122,8 @@ class SceneTraining(Training):
     data: DataShape = DataShape()
     tower: Path
     """The frozen tower: a file of scripts/convert_efficientnet.py, or a checkpoint folder."""
+    projector: Path | None = None
+    """A checkpoint folder whose projector a new model begins with; None is a new one."""
     start_from: Path | None = None
     """A checkpoint folder whose weights to begin with."""
     pictures: int = Field(8, gt=0)

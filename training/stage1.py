@@ -55,6 +55,7 @@ logger = logging.getLogger(__name__)
 VOCABULARY = 820
 """Tokens: small enough that most names take several, large enough for the canvas."""
 TOWER_PREFIX = "model.vision_tower."
+PROJECTOR_PREFIX = "model.mm_projector."
 ALIGN_PICTURES = 32
 """Pictures a step of the alignment."""
 
@@ -110,6 +111,9 @@ def prepare(config: SceneTraining, folder: Path) -> SceneRun:
         model = CaptionModel(model_config)
         initialise(model)
         cast("nn.Module", model.tower).load_state_dict(tower_weights(config.tower))
+        if config.projector is not None:
+            known = part_of(config.projector, PROJECTOR_PREFIX)
+            cast("nn.Module", model.model.mm_projector).load_state_dict(known)
     else:
         model_config = read_config(config.start_from)
         if config.prefix_attention is not None:
@@ -147,13 +151,14 @@ def prepare(config: SceneTraining, folder: Path) -> SceneRun:
 
 def tower_weights(path: Path) -> dict[str, torch.Tensor]:
     """The tower's tensors from a file of their own, or out of a checkpoint folder."""
-    if not path.is_dir():
-        return load_file(path)
-    whole = load_file(path / "model.safetensors")
+    return part_of(path, TOWER_PREFIX) if path.is_dir() else load_file(path)
+
+
+def part_of(checkpoint: Path, prefix: str) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint folder whose names begin with `prefix`, without it."""
+    whole = load_file(checkpoint / "model.safetensors")
     return {
-        name.removeprefix(TOWER_PREFIX): value
-        for name, value in whole.items()
-        if name.startswith(TOWER_PREFIX)
+        name.removeprefix(prefix): value for name, value in whole.items() if name.startswith(prefix)
     }
 
 

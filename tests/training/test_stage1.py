@@ -82,6 +82,19 @@ def test_a_run_ends_in_a_checkpoint_that_captions(tower_file: Path, tmp_path: Pa
     assert any("slot_mean" in json.loads(line) for line in log)
 
 
+def test_a_new_model_may_begin_with_a_projector_that_knows_the_labels(
+    scene_run: SceneRun, tower_file: Path, tmp_path: Path
+) -> None:
+    before = run(tiny(tower_file, phases=[{"steps": 1}]), tmp_path / "before")
+    own = prepare(tiny(tower_file), tmp_path / "own").model.state_dict()
+    taken = prepare(tiny(tower_file, projector=before), tmp_path / "taken").model.state_dict()
+    stored = load_file(before / "model.safetensors")
+    projector = [name for name in stored if "mm_projector" in name]
+    assert projector
+    assert all(torch.equal(taken[name], stored[name]) for name in projector)
+    assert not all(torch.equal(own[name], stored[name]) for name in projector)
+
+
 def test_training_logits_are_those_of_the_sampler(scene_run: SceneRun, tmp_path: Path) -> None:
     """The objective runs prompt and canvas apart; the whole sequence at once says the same."""
     batch = scene_batch(scene_run, tmp_path)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from training.config import ModelShape, Optimiser, Strict, Training
+from training.config import ModelShape, Optimiser, Phase, Strict, Training
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -95,6 +95,8 @@ class Size(Training):
     label: str
     tower: Path
     """The frozen tower: a file of scripts/convert_efficientnet.py, or a checkpoint folder."""
+    projector: Path | None = None
+    """A checkpoint folder whose projector new models begin with, instead of an alignment."""
     model: ModelShape = ModelShape()
     scenes: int = Field(10000, gt=0)
     validation_scenes: int = Field(192, gt=0)
@@ -108,6 +110,8 @@ class Size(Training):
     """Of a new model."""
     resumed: Optimiser = Optimiser(muon=0.01, adamw=1.5e-3, projector=2e-4)
     """Of a branch that starts from another one, whatever its recipe."""
+    base: tuple[Phase, ...] = ()
+    """What a new model is trained on; if empty, the units of its branch on its recipe's mix."""
     recipes: dict[Recipe, dict[str, Any]]
     """`phase` of each recipe, and for `stage2` also `drafts`, `expert`, `correction_share`, …"""
     given: dict[str, Given] = Field(default_factory=dict)
@@ -133,22 +137,27 @@ class Size(Training):
         """
         recipe = dict(self.recipes[branch.recipe])
         phase = {**recipe.pop("phase"), "steps": round(self.unit * branch.units)}
+        phases = [phase]
+        if start_from is None and self.base:
+            phases = [part.model_dump() for part in self.base]
         values: dict[str, Any] = {
             **{name: getattr(self, name) for name in Training.model_fields},
             "seed": self.seed + taken,
             "tower": str(self.tower),
             "model": self.model.model_dump(),
             "data": {"scenes": self.scenes, "validation_scenes": self.validation_scenes},
-            "align_steps": self.align_steps if start_from is None else 0,
+            "align_steps": 0 if self.projector or start_from else self.align_steps,
             "pictures": self.pictures,
             "wordings": self.wordings,
             "compiled": self.compiled,
             "optimiser": (self.optimiser if start_from is None else self.resumed).model_dump(),
-            "phases": [phase],
+            "phases": phases,
             **recipe,
         }
         if start_from is not None:
             values["start_from"] = str(start_from)
+        elif self.projector is not None:
+            values["projector"] = str(self.projector)
         return _laid_over(values, branch.overrides, phase)
 
 
