@@ -244,17 +244,18 @@ class SamplerSettings:
 PRESETS: Mapping[str, SamplerSettings] = {
     "rediff": SamplerSettings(),
     "mask": SamplerSettings(refine=False),
-    "adaptive": SamplerSettings(tokens_per_step=5, reveal_threshold=0.95, extra_refine_steps=8),
+    "adaptive": SamplerSettings(tokens_per_step=4, reveal_threshold=0.98, extra_refine_steps=8),
     "careful": SamplerSettings(tokens_per_step=1, reveal_threshold=0.8),
 }
 """`rediff` reveals and revises, 4 tokens a step; `mask` is plain denoising; `adaptive` takes the
 fewest forward passes at a Coverage no more than .01 below that of `rediff`; `careful` takes no
 token that it is not sure of besides the one a step must reveal, in the checkpoint's block length.
 
-`adaptive` was chosen with the embedded checkpoint of two rounds of Stage II on 240 test scenes
-(forward passes and Coverage): `rediff` with the checkpoint's 4 `extra_refine_steps` 27.5 and .932;
-with 8 of them 3 tokens a step and the threshold .7 12.0 and .910, 5 with .9 15.8 and .920, 5 with
-.95 16.8 and .925, 6 with .97 16.1 and .918; on 120 of them 1 with .6 9.8 and .878, 2 with .8 17.4
-and .905, 8 with .9 12.8 and .914. `python -m benchmarks.adaptive --n 48 --seed 5` asks the like of
+`adaptive` was chosen with the embedded checkpoint of two rounds of Stage II: on 240 test scenes the
+preset `rediff` with the checkpoint's 4 `extra_refine_steps` took 27.3 forward passes for a Coverage
+of .924; with 8 of them, passes and the difference (interval about .014 to each side): 4 tokens a
+step and the threshold .98 20.5 and -.001, 4 with .95 18.7 and -.012, 4 with .9 16.9 and -.012, 5
+with .95 16.7 and -.020, 8 with .95 13.3 and -.029, 8 with .9 12.7 and -.021.
+`python -m benchmarks.adaptive --n 48 --seed 5` asks the like of
 any checkpoint; others need other thresholds.
 """
