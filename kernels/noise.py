@@ -31,6 +31,12 @@ def derive(key: Tensor, counter: Tensor) -> Tensor:
     return mixed ^ _shift(mixed, 31)
 
 
+def numbers(key_T: Tensor, columns: int) -> Tensor:
+    """The uniform numbers of `columns` ids at rows with these keys, float64 [T, columns]."""
+    ids_V = torch.arange(columns, device=key_T.device)
+    return uniform(derive(key_T[:, None], ids_V))
+
+
 def uniform(key: Tensor) -> Tensor:
     """Float64 in [0, 1) from the upper 53 bits of a key."""
     return _shift(key, 11).to(torch.float64) * 2.0**-53

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from kernels import reference
-from kernels.noise import derive, uniform
+from kernels.noise import derive, numbers, uniform
 from kernels.reference import Selection, enter_block, first_stop
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ __all__ = [
     "enter_block",
     "first_stop",
     "lm_head_select",
+    "numbers",
     "refine_canvas",
     "select_tokens",
     "uniform",
@@ -49,14 +50,30 @@ def select_tokens(
     avoid_T: Tensor,
     temperature_T: Tensor | None = None,
     uniform_TV: Tensor | None = None,
+    key_T: Tensor | None = None,
     *,
     entropy: bool = False,
 ) -> Selection:
-    """`reference.select_tokens`. May overwrite the logits."""
+    """`reference.select_tokens`. May overwrite the logits.
+
+    A temperature comes with uniform numbers, or with keys that they follow from (`noise.numbers`),
+    which a kernel turns into numbers where it needs them.
+    """
     if uniform_TV is None and _fast(logits_TV):
         from kernels.select_tokens import select_tokens as launch
 
-        return launch(logits_TV, suppressed_S, suppress_T, avoided_id, avoid_T, entropy=entropy)
+        return launch(
+            logits_TV,
+            suppressed_S,
+            suppress_T,
+            avoided_id,
+            avoid_T,
+            temperature_T,
+            key_T,
+            entropy=entropy,
+        )
+    if uniform_TV is None and key_T is not None:
+        uniform_TV = numbers(key_T, logits_TV.shape[1])
     return reference.select_tokens(
         logits_TV,
         suppressed_S,

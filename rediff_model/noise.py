@@ -19,6 +19,13 @@ class Noise(Protocol):
         """One number for each id at each row, [T, V], float64."""
         ...
 
+    def keys(self, seed_T: Tensor, step_T: Tensor, position_T: Tensor) -> Tensor | None:
+        """The rows' keys, int64 [T], if `tokens` are what `kernels.noise` makes of such; else None.
+
+        With keys the numbers need not be in memory.
+        """
+        ...
+
     def order(self, seed_T: Tensor, step_T: Tensor, position_T: Tensor) -> Tensor:
         """One number a row, [T]: what random remasking ranks by."""
         ...
@@ -28,9 +35,10 @@ class CounterNoise:
     """Numbers that depend on seed, step, position and id only, not on the batch."""
 
     def tokens(self, seed_T: Tensor, step_T: Tensor, position_T: Tensor, columns: int) -> Tensor:
-        key_T = _key(seed_T, step_T, position_T, stream=0)
-        ids_V = torch.arange(columns, device=key_T.device)
-        return ops.uniform(ops.derive(key_T[:, None], ids_V))
+        return ops.numbers(self.keys(seed_T, step_T, position_T), columns)
+
+    def keys(self, seed_T: Tensor, step_T: Tensor, position_T: Tensor) -> Tensor:
+        return _key(seed_T, step_T, position_T, stream=0)
 
     def order(self, seed_T: Tensor, step_T: Tensor, position_T: Tensor) -> Tensor:
         return ops.uniform(_key(seed_T, step_T, position_T, stream=1))

@@ -256,11 +256,13 @@ def _predict(slots: Slots, hidden_SCD: Tensor, noise: Noise) -> tuple[Tensor, Te
         # Half-precision logits are widened before they are compared and summed.
         if logits_TV.dtype != torch.float64:
             logits_TV = logits_TV.float()
-        temperature_T = uniform_TV = None
+        temperature_T = uniform_TV = key_T = None
         if hot:
             temperature_T = slots.temperature_B.repeat_interleave(columns)[first:last]
             seed_T, step_T, position_T = (part[first:last] for part in _places(slots, columns))
-            uniform_TV = noise.tokens(seed_T, step_T, position_T, logits_TV.shape[1])
+            key_T = noise.keys(seed_T, step_T, position_T)
+            if key_T is None:
+                uniform_TV = noise.tokens(seed_T, step_T, position_T, logits_TV.shape[1])
         chosen = ops.select_tokens(
             logits_TV,
             slots.suppressed_N,
@@ -269,6 +271,7 @@ def _predict(slots: Slots, hidden_SCD: Tensor, noise: Noise) -> tuple[Tensor, Te
             avoid_T[first:last],
             temperature_T,
             uniform_TV,
+            key_T,
         )
         return chosen.ids_T, chosen.log_odds_T
 

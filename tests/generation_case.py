@@ -171,6 +171,9 @@ class RecordedNoise:
             numbers_TV[rows] = torch.from_numpy(drawn).view(-1, columns)[place]
         return numbers_TV
 
+    def keys(self, seed_T: Tensor, step_T: Tensor, position_T: Tensor) -> None:
+        """Recorded numbers follow from no keys."""
+
     def order(self, seed_T: Tensor, step_T: Tensor, position_T: Tensor) -> Tensor:
         numbers_T = torch.zeros(len(seed_T), dtype=torch.float64)
         for rows, draws, step in self._sequences(seed_T, step_T):

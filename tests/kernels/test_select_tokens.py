@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -98,6 +101,31 @@ def test_a_row_with_one_allowed_id_is_certain() -> None:
     got = select(logits_TV, suppressed=(1, 2))
     assert got.ids_T.tolist() == [0]
     assert got.log_odds_T.sigmoid().item() == 1.0
+
+
+def test_keys_stand_for_the_numbers_that_follow_from_them() -> None:
+    generator = torch.Generator().manual_seed(4)
+    logits_TV = torch.randn(40, 90, generator=generator)
+    none_T = torch.zeros(40, dtype=torch.bool)
+    heat_T = torch.full((40,), 0.8, dtype=torch.float64)
+    key_T = torch.arange(40)
+
+    def ids(*noise: torch.Tensor | None) -> list[int]:
+        chosen = ops.select_tokens(logits_TV.clone(), NONE, none_T, 0, none_T, *noise)
+        return chosen.ids_T.tolist()
+
+    assert ids(heat_T, None, key_T) == ids(heat_T, ops.numbers(key_T, 90)) != ids()
+
+
+def test_a_kernel_is_given_keys_not_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    heat_T, key_T = torch.ones(1, dtype=torch.float64), torch.arange(1)
+    none_T = torch.zeros(1, dtype=torch.bool)
+    taken: list[object] = []
+    stand_in = SimpleNamespace(select_tokens=lambda *parts, **_: taken.append(parts[-2:]))
+    monkeypatch.setitem(sys.modules, "kernels.select_tokens", stand_in)
+    monkeypatch.setattr(ops, "_fast", lambda rows: True)
+    ops.select_tokens(torch.zeros(1, 9), NONE, none_T, 0, none_T, heat_T, key_T=key_T)
+    assert taken == [(heat_T, key_T)]
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0])
