@@ -130,11 +130,13 @@ class Client:
 
 
 @contextmanager
-def engine_for(work: Work, batch: int) -> Iterator[Client]:
+def engine_for(work: Work, batch: int, *, compiled: bool = False) -> Iterator[Client]:
     """A running engine on a loaded model."""
     states: queue.SimpleQueue[str] = queue.SimpleQueue()
     traces: list[StepTrace] = []
-    config = EngineConfig("embedded", max_batch=batch, max_queue=len(work.prompts))
+    config = EngineConfig(
+        "embedded", max_batch=batch, max_queue=len(work.prompts), compile=compiled
+    )
     engine = Engine(
         lambda: SamplerRunner(work.captioner, config), config, Metrics(), states.put, traces.append
     )

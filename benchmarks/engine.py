@@ -114,7 +114,7 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
     plain = SamplerSettings(canvas_length=canvas, tokens_per_step=options.tokens_per_step)
     adaptive = replace(PRESETS["adaptive"], canvas_length=canvas)
     work.reference(0, plain)
-    with engine_for(work, options.batch) as client:
+    with engine_for(work, options.batch, compiled=options.compile) as client:
         rounds = throughput(client, work, plain, adaptive, options.rounds)
         single = latency(client, work, plain, options.latency)
     parted = differences(work, rounds, plain)
@@ -184,12 +184,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--canvas", type=int, help="canvas length; the checkpoint's if left out")
     parser.add_argument("--tokens-per-step", type=int, default=4)
     parser.add_argument("--threads", type=int, help="threads of torch; its own choice if left out")
+    parser.add_argument("--compile", action="store_true", help="the engine's layers are compiled")
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args(arguments)
     result = measure(options) | {
         "requests": options.n,
         "batch": options.batch,
         "tokens_per_step": options.tokens_per_step,
+        "compiled": options.compile,
         "hardware": hardware("cpu"),
         "torch": torch.__version__,
     }

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from rediff_model.buckets import Bucket, BucketAttend, Part, padded
 from rediff_model.buffers import Buffers, room
+from rediff_model.compiled import CompiledDecoder
 from rediff_model.crew import spread
 from rediff_model.lean import LeanDecoder, suits
 from rediff_model.replay import Recorder, Recording, replays
@@ -42,7 +43,7 @@ class Context:
     None is the first only.
     """
 
-    decoder: Decoder | LeanDecoder
+    decoder: Decoder | CompiledDecoder | LeanDecoder
     embedding_VD: Tensor
     head: Callable[[Tensor], Tensor]
     """The LM head."""
@@ -57,17 +58,24 @@ class Context:
     """Of steps that compute no prompt; None if steps are not recorded."""
 
     @classmethod
-    def empty(cls, model: LanguageModel, interval: int | None, *, graphs: bool = False) -> Context:
+    def empty(
+        cls,
+        model: LanguageModel,
+        interval: int | None,
+        *,
+        graphs: bool = False,
+        compiled: bool = False,
+    ) -> Context:
         """Without sequences. Where it helps, with a copy of the model's weights.
 
-        `graphs` records steps, where the device can.
+        `graphs` records steps, where the device can; `compiled` runs compiled layers, not a copy.
         """
-        lean = LeanDecoder.of(model) if suits(model) else None
+        lean = LeanDecoder.of(model) if suits(model) and not compiled else None
         head = model.logits if lean is None else lean.logits
         embedding_VD = model.model.embed_tokens.weight
         device = embedding_VD.device
         return cls(
-            lean or model.model,
+            lean or (CompiledDecoder.of(model) if compiled else model.model),
             embedding_VD,
             head,
             model.model.config.prefix_attention == "prefix",

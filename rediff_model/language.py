@@ -44,9 +44,8 @@ class RMSNorm(nn.Module):
 class Attention(nn.Module):
     """Projections and rotary positions; the attention itself is the caller's `attend`."""
 
-    def __init__(self, config: LanguageConfig, layer: int) -> None:
+    def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
-        self.layer = layer
         self.head_dim = config.head_dim
         queries = config.num_attention_heads * config.head_dim
         keys = config.num_key_value_heads * config.head_dim
@@ -61,15 +60,19 @@ class Attention(nn.Module):
         else:
             self.q_norm = self.k_norm = nn.Identity()
 
-    def forward(self, hidden_TD: Tensor, rotary: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+    def heads(
+        self, hidden_TD: Tensor, rotary: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries [T, H, E] and keys [T, K, E], and values [T, K, E]."""
         rows = hidden_TD.shape[0]
         query_THE = self.q_norm(self.q_proj(hidden_TD).view(rows, -1, self.head_dim))
         key_TKE = self.k_norm(self.k_proj(hidden_TD).view(rows, -1, self.head_dim))
         value_TKE = self.v_proj(hidden_TD).view(rows, -1, self.head_dim)
-        output_THE = attend(
-            self.layer, rotate(query_THE, rotary), rotate(key_TKE, rotary), value_TKE
-        )
-        projected: Tensor = self.o_proj(output_THE.reshape(rows, -1))
+        return rotate(query_THE, rotary), rotate(key_TKE, rotary), value_TKE
+
+    def output(self, seen_THE: Tensor) -> Tensor:
+        """What was attended to, back to rows [T, D]."""
+        projected: Tensor = self.o_proj(seen_THE.reshape(seen_THE.shape[0], -1))
         return projected
 
 
@@ -94,13 +97,25 @@ class Layer(nn.Module):
 
     def __init__(self, config: LanguageConfig, layer: int) -> None:
         super().__init__()
+        self.number = layer
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Attention(config, layer)
+        self.self_attn = Attention(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
     def forward(self, hidden_TD: Tensor, rotary: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
-        hidden_TD = hidden_TD + self.self_attn(self.input_layernorm(hidden_TD), rotary, attend)
+        query_THE, key_TKE, value_TKE = self.heads(hidden_TD, rotary)
+        return self.widen(hidden_TD, attend(self.number, query_THE, key_TKE, value_TKE))
+
+    def heads(
+        self, hidden_TD: Tensor, rotary: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Up to the attention: rotated queries and keys, and values."""
+        return self.self_attn.heads(self.input_layernorm(hidden_TD), rotary)
+
+    def widen(self, hidden_TD: Tensor, seen_THE: Tensor) -> Tensor:
+        """From the attention on."""
+        hidden_TD = hidden_TD + self.self_attn.output(seen_THE)
         output_TD: Tensor = hidden_TD + self.mlp(self.post_attention_layernorm(hidden_TD))
         return output_TD
 

@@ -136,6 +136,7 @@ def open_state(
     *,
     prompt_refresh_interval: int | None = 1,
     cuda_graphs: bool = False,
+    compiled: bool = False,
 ) -> State:
     """A state without requests.
 
@@ -144,7 +145,8 @@ def open_state(
     its request, and between them the canvas attends to its keys and values of that step. 1 is
     exact; None is the first step only.
 
-    With `cuda_graphs` steps on a GPU are recorded and replayed while nobody joins or leaves.
+    With `cuda_graphs` steps on a GPU are recorded and replayed while nobody joins or leaves. With
+    `compiled` what lies between the attentions is compiled, in the first step.
 
     On a CPU a model in full precision runs from a copy of its weights that is made here: a state
     does not see later changes of the model.
@@ -157,7 +159,7 @@ def open_state(
             f"prompt_refresh_interval must be 1 or more, or None, got {prompt_refresh_interval}"
         )
     ledger = Ledger.open(ids.mask, np.zeros((0, 0), dtype=np.int64))
-    empty = Context.empty(model, prompt_refresh_interval, graphs=cuda_graphs)
+    empty = Context.empty(model, prompt_refresh_interval, graphs=cuda_graphs, compiled=compiled)
     return State(None, ledger, {}, ids, noise or CounterNoise(), empty)
 
 

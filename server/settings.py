@@ -51,6 +51,7 @@ class Settings(BaseSettings):
     max_prefill_rows: int = Field(1024, ge=1, le=2**31)
     prefix_refresh_interval: int | None = Field(1, ge=1, le=65_536)
     cuda_graphs: bool = False
+    compile: bool = False
     vision_cache_bytes: int = Field(256 * 2**20, ge=0, le=2**40)
     max_queue: int = Field(256, ge=0, le=1_000_000)
     max_canvas: int = Field(1024, ge=1, le=65_536)

@@ -60,6 +60,15 @@ def serve(
             show_default="False",
         ),
     ] = None,
+    compile: Annotated[
+        bool | None,
+        typer.Option(
+            "--compile",
+            envvar="REDIFF_COMPILE",
+            help="Compile what lies between the attentions; needs a C++ compiler on a CPU.",
+            show_default="False",
+        ),
+    ] = None,
     vision_cache_bytes: Annotated[
         str | None,
         setting(268435456, "Memory for features of known pictures.", "vision_cache_bytes"),

@@ -29,6 +29,8 @@ class EngineConfig:
     is never. Prefix attention needs no refresh."""
     cuda_graphs: bool = False
     """Record steps on a GPU and replay them while nobody joins or leaves."""
+    compile: bool = False
+    """Compile what lies between the attentions of the language model, before it is ready."""
     vision_cache_bytes: int = 256 * 2**20
     """Features of pictures that are kept for when the same picture comes again."""
     max_queue: int = 256

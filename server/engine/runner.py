@@ -68,6 +68,7 @@ class SamplerRunner:
         self._captioner = captioner
         self._interval = config.prefix_refresh_interval
         self._cuda_graphs = config.cuda_graphs
+        self._compile = config.compile
         self._features = FeatureCache(config.vision_cache_bytes)
         model = captioner.model
         shape = captioner.config
@@ -90,7 +91,12 @@ class SamplerRunner:
             kernels=backend(),
             attention="packed" if packed else "buckets",
         )
-        logger.info("kernels: %s, attention: %s", self.info.kernels, self.info.attention)
+        logger.info(
+            "kernels: %s, attention: %s, layers: %s",
+            self.info.kernels,
+            self.info.attention,
+            "compiled" if config.compile else "as they are",
+        )
         if config.cuda_graphs and not replays(model.device):
             logger.warning("cuda_graphs has no effect on %s", model.device)
         if model.device.type == "cpu":
@@ -133,6 +139,7 @@ class SamplerRunner:
             self._captioner.token_ids,
             prompt_refresh_interval=self._interval,
             cuda_graphs=self._cuda_graphs,
+            compiled=self._compile,
         )
         return SamplerBatch(model, state, self._interval)
 
