@@ -82,11 +82,14 @@ embedded: $(DEV_STAMP)
 
 # Installs nothing: make gpu-check PYTHON=python3 runs where torch, triton and transformers are.
 gpu-check:
-	$(PYTHON) -m pytest -q -p no:cacheprovider -m gpu
 	$(PYTHON) -m benchmarks.kernels --json benchmarks/results/gpu-kernels.json
 	$(PYTHON) -m benchmarks.saturation --device cuda --dtype bfloat16 --peak-tflops 989 --profile \
 		--cuda-graphs off on \
 		--json benchmarks/results/gpu-saturation.json
+	@if $(PYTHON) -c 'import hypothesis, pytest, pytest_timeout' 2>/dev/null; then \
+		$(PYTHON) -m pytest -q -p no:cacheprovider tests/kernels tests/rediff_model/test_gpu.py \
+			tests/rediff_model/test_packed.py; \
+	else echo "pytest, hypothesis and pytest-timeout are not there: no tests were run"; fi
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -49,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     gpu = torch.cuda.is_available()
     if not gpu and os.environ.get(INTERPRET) != "1":
         # The interpreter has to be chosen before anything imports triton.
-        command = [sys.executable, "-m", "benchmarks.kernels", *sys.argv[1:]]
+        given = sys.argv[1:] if arguments is None else arguments
+        command = [sys.executable, "-m", "benchmarks.kernels", *given]
         done = subprocess.run(command, env={**os.environ, INTERPRET: "1"}, check=False)
         sys.exit(done.returncode)
     results = on_gpu() if gpu else interpreted()

@@ -56,6 +56,7 @@ def select_tokens(
 ) -> Selection:
     """`reference.select_tokens`. May overwrite the logits.
 
+    Half-precision logits are compared and summed in float32, by a kernel without a copy of them.
     A temperature comes with uniform numbers, or with keys that they follow from (`noise.numbers`),
     which a kernel turns into numbers where it needs them.
     """
@@ -74,6 +75,8 @@ def select_tokens(
         )
     if uniform_TV is None and key_T is not None:
         uniform_TV = numbers(key_T, logits_TV.shape[1])
+    if logits_TV.dtype != torch.float64:
+        logits_TV = logits_TV.float()
     return reference.select_tokens(
         logits_TV,
         suppressed_S,

@@ -82,7 +82,8 @@ class State:
     def without(self, requests: frozenset[int]) -> State:
         """The state after dropping requests, without captions for them."""
         kept = [i for i, request in enumerate(self.running) if request not in requests]
-        return _keep(self, kept)
+        finished = {one: made for one, made in self.finished.items() if one not in requests}
+        return _keep(replace(self, finished=finished), kept)
 
     def taken(self) -> tuple[State, dict[int, Generation]]:
         """The state without the captions that are finished, and these captions."""
@@ -255,9 +256,6 @@ def _predict(slots: Slots, hidden_SCD: Tensor, noise: Noise) -> tuple[Tensor, Te
             without_TV = slots.context.logits(twin_TD[first:last])
             scale_T1 = slots.cfg_B.repeat_interleave(columns)[first:last, None] + 1
             logits_TV = without_TV + scale_T1 * (logits_TV - without_TV)
-        # Half-precision logits are widened before they are compared and summed.
-        if logits_TV.dtype != torch.float64:
-            logits_TV = logits_TV.float()
         temperature_T = uniform_TV = key_T = None
         if hot:
             temperature_T = slots.temperature_B.repeat_interleave(columns)[first:last]

@@ -57,6 +57,9 @@ class CountingRunner:
         self.before_step: Callable[[Mapping[int, Job]], None] = lambda jobs: None
         self.before_drop: Callable[[Mapping[int, Job]], None] = lambda jobs: None
         self.broken: set[int] = set()
+        self.warmed: list[int] = []
+        """Sizes of the batches that were run by themselves."""
+        self.before_warm_up: Callable[[], None] = lambda: None
         self.opened: list[CountingBatch] = []
 
     def prepare(self, image: Image.Image, question: str | None) -> Prepared:
@@ -73,7 +76,8 @@ class CountingRunner:
         return self.opened[-1]
 
     def warm_up(self, batch: int) -> None:
-        pass
+        self.before_warm_up()
+        self.warmed.append(batch)
 
 
 class CountingBatch:

@@ -104,8 +104,15 @@ class Engine:
         try:
             runner = self._load()
             limits = limits_of(self._config, runner.info)
-            runner.warm_up(self._config.max_batch)
-            loop = Loop(runner, Scheduler(limits), self._metrics, self._on_step)
+            usual_rows = max(1, runner.info.request_rows)
+            runner.warm_up(min(self._config.max_batch, max(1, limits.rows // usual_rows)))
+            loop = Loop(
+                runner,
+                Scheduler(limits),
+                self._metrics,
+                self._on_step,
+                probe=lambda: runner.warm_up(1),
+            )
             self.runner, self._loop = runner, loop
         except Exception as error:
             # Whoever started the engine tells it in a line of their own.

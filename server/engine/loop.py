@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+FAILURES_IN_A_ROW = 3
+"""Steps that fail one after the other before the model has to show that it still runs."""
+
 
 class Loop:
     """Scheduler and runner in step. `submit` and `cancel` from any thread, the rest from one."""
@@ -30,8 +33,11 @@ class Loop:
         metrics: Metrics,
         on_step: Callable[[StepTrace], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        probe: Callable[[], None] = lambda: None,
     ) -> None:
+        """`probe` runs the model by itself, and raises if it cannot."""
         self._runner = runner
+        self._probe = probe
         self._scheduler = scheduler
         self._metrics = metrics
         self._on_step = on_step
@@ -40,6 +46,7 @@ class Loop:
         self._arrived: deque[Job] = deque()
         self._given_up: deque[Job] = deque()
         self._computing = 0.0
+        self._failures = 0
         self.request_seconds = 0.0
         """Moving average of the time from a request's first step to its caption."""
         metrics.row_budget.set(scheduler.row_limit)
@@ -156,11 +163,14 @@ class Loop:
         while self._scheduler.running:
             started = self._clock()
             try:
-                return self._batch.step()
+                outcome = self._batch.step()
             except MemoryError:
                 self._shed()
             except Exception:
                 self._fail_batch()
+            else:
+                self._failures = 0
+                return outcome
             finally:
                 self._computing += self._clock() - started
         return None
@@ -175,13 +185,18 @@ class Loop:
     def _fail_batch(self, joining: Collection[Job] = ()) -> None:
         """Fail everybody in the batch for the exception at hand, and open another one.
 
-        `joining` are admitted, and not in it yet.
+        `joining` are admitted, and not in it yet. After some failures in a row the model is tried
+        by itself: on a device that is broken for good this raises, which ends the engine.
         """
         failed = [job for job in self._scheduler.running.values() if job not in joining]
         logger.exception("a step of %d requests failed", len(failed))
         self._scheduler.finish([job.number for job in failed])
-        self._batch = self._runner.open()
         self._fail(failed, "step")
+        self._failures += 1
+        if self._failures >= FAILURES_IN_A_ROW:
+            self._failures = 0
+            self._probe()
+        self._batch = self._runner.open()
 
     def _shed(self, joining: Collection[Job] = ()) -> Job:
         """Out of memory: the newest request makes room, to come back when there is some."""

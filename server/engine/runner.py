@@ -37,6 +37,9 @@ logger = logging.getLogger(__name__)
 USUAL_PICTURE = (1024, 768)
 """Width and height that a request of the usual size is counted with."""
 
+_NO_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+"""What torch says in errors of no class of their own."""
+
 _DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -191,6 +194,7 @@ class SamplerBatch:
         if self._state.slots is None:
             # Drafts that needed no step are done before the first.
             self._state, captions = self._state.taken()
+            self._watched -= captions.keys()
             return Outcome(captions=captions)
         with _memory_named():
             state, changes = sampler.step(self._model, self._state)
@@ -240,8 +244,8 @@ def _memory_named() -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise OutOfMemory(str(error)) from error
     except RuntimeError as error:
-        # torch has no class of its own for the processor's.
-        if "DefaultCPUAllocator" not in str(error):
+        # torch has no class of its own for the processor's, nor for that of the GPU's libraries.
+        if not any(sign in str(error) for sign in _NO_MEMORY):
             raise
         raise OutOfMemory(str(error)) from error
 

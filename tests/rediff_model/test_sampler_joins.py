@@ -58,7 +58,7 @@ def test_equals_the_reference_whenever_requests_come_and_go(
         leaving = {
             i for i, one in enumerate(batch) if one[4] is not None and one[3] + one[4] == now
         }
-        dropped |= leaving & set(state.running)
+        dropped |= leaving & {*state.running, *state.finished}
         state = state.without(frozenset(leaving))
         assert not leaving & set(state.running)
         if state.running:
@@ -244,6 +244,15 @@ def test_numbers_that_are_taken_are_refused() -> None:
     state, taken = state.taken()
     assert taken.keys() == {3}
     assert sampler.join(model, state, [3], [prompt], [chosen]).running == (3,)
+
+
+def test_a_caption_that_was_there_at_once_is_dropped_with_its_request() -> None:
+    model = model_of("prefix", 0)
+    complete = SamplerSettings(canvas_length=2, draft=(0, 1), refine=False)
+    state = sampler.start(model, [prompt_of(0, 3)], [complete], IDS)
+    assert state.finished.keys() == {0}
+    again = sampler.join(model, state.without(frozenset({0})), [0], [prompt_of(0, 3)], [complete])
+    assert again.finished.keys() == {0}
 
 
 def test_an_interval_below_one_is_refused() -> None:

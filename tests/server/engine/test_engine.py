@@ -142,6 +142,13 @@ def test_a_start_that_cannot_hold_one_request_refuses() -> None:
         assert engine.runner is None
 
 
+def test_warming_up_keeps_to_the_rows_that_may_run() -> None:
+    runner = CountingRunner()
+    runner.info = replace(INFO, request_rows=12)
+    with started(runner, replace(CONFIG, max_rows=40)):
+        assert runner.warmed == [3]
+
+
 def test_limits_come_from_configuration_and_memory() -> None:
     info = replace(INFO, row_bytes=10, request_rows=30, free_bytes=1000)
     assert limits_of(CONFIG, info) == Limits(8, 100, 1024, 108)

@@ -39,7 +39,12 @@ class Bench:
     def __post_init__(self) -> None:
         scheduler = Scheduler(self.limits)
         self.loop = Loop(
-            self.runner, scheduler, self.metrics, self.traces.append, clock=lambda: self.now
+            self.runner,
+            scheduler,
+            self.metrics,
+            self.traces.append,
+            clock=lambda: self.now,
+            probe=lambda: self.runner.warm_up(1),
         )
 
     def submit(self, **options: Any) -> tuple[Job, Inbox]:
@@ -160,6 +165,49 @@ def test_a_step_that_raises_fails_its_batch_and_the_next_step_runs() -> None:
     # What the failed step left behind is not trusted.
     assert len(bench.runner.opened) == 2
     assert bench.count("rediff_errors_total", kind="step") == 2
+
+
+def always_raises(*_: object) -> None:
+    raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
+def test_a_model_that_runs_by_itself_goes_on_however_often_steps_fail() -> None:
+    bench = Bench()
+    bench.runner.before_step = always_raises
+    for _ in range(7):
+        _, inbox = bench.submit()
+        bench.loop.step()
+        assert inbox.events == [Failure("step")]
+    assert bench.runner.warmed == [1, 1]
+    bench.runner.before_step = lambda jobs: None
+    _, inbox = bench.submit()
+    bench.run()
+    assert isinstance(inbox.last, Generation)
+
+
+def test_a_device_that_is_broken_for_good_ends_the_loop_when_everybody_is_told() -> None:
+    bench = Bench()
+    bench.runner.before_step = bench.runner.before_warm_up = always_raises
+    inboxes = []
+    for _ in range(2):
+        inboxes.append(bench.submit()[1])
+        bench.loop.step()
+    inboxes.append(bench.submit()[1])
+    with pytest.raises(RuntimeError, match="illegal memory"):
+        bench.loop.step()
+    assert [inbox.events for inbox in inboxes] == [[Failure("step")]] * 3
+
+
+def test_those_in_a_failed_batch_are_told_also_if_no_other_can_be_opened(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench()
+    bench.runner.before_step = always_raises
+    monkeypatch.setattr(bench.runner, "open", always_raises)
+    _, inbox = bench.submit()
+    with pytest.raises(RuntimeError, match="illegal memory"):
+        bench.loop.step()
+    assert inbox.events == [Failure("step")]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("boom"), OutOfMemory()])
