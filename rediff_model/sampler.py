@@ -81,6 +81,8 @@ class State:
     @torch.inference_mode()
     def without(self, requests: frozenset[int]) -> State:
         """The state after dropping requests, without captions for them."""
+        if requests.isdisjoint((*self.running, *self.finished)):
+            return self
         kept = [i for i, request in enumerate(self.running) if request not in requests]
         finished = {one: made for one, made in self.finished.items() if one not in requests}
         return _keep(replace(self, finished=finished), kept)

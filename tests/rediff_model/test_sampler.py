@@ -172,7 +172,8 @@ def test_dropped_requests_do_not_change_the_others() -> None:
     assert state.finished.keys() == {1, 2}
     for request, got in state.finished.items():
         assert_equal(got, whole[request])
-    assert state.without(frozenset({1})) is state
+    assert state.without(frozenset({1})).finished.keys() == {2}
+    assert state.without(frozenset({0, 3})) is state
 
 
 def test_a_step_returns_a_new_state_and_leaves_the_old_one() -> None:
