@@ -31,6 +31,11 @@ ROWS_AT_ONCE = 512
 """Rows of a pass on a CPU: what lies between two products stays in the processor's cache."""
 
 
+SHORT = 1 << 26
+"""Multiplications of a square product up to which a thread alone is faster than several: they would
+wait for each other longer than it takes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """The prompts of all sequences.
@@ -94,8 +99,7 @@ class Context:
         places: dict[tuple[int, int], list[int]] = {}
         for number, (prompt_PD, canvas) in enumerate(zip(prompts, rows, strict=True)):
             places.setdefault((room(canvas), room(len(prompt_PD))), []).append(number)
-        parts: list[Part] = []
-        packed: list[Tensor] = []
+        jobs: list[tuple[Part, Tensor]] = []
         for key, numbers in places.items():
             old = buckets.get(key) or Bucket.empty(self._buffers(model, *key))
             bucket = old.join(
@@ -105,12 +109,25 @@ class Context:
             )
             buckets[key] = bucket
             if self.prefix:
-                new = range(len(old.sequences), len(bucket.sequences))
-                parts.append(Part.of(bucket, slice(0, 0), new, sees_canvas=False))
-                packed += [padded(prompts[number], bucket.prompt) for number in numbers]
-        if self.prefix:
-            self._run(parts, packed)
+                first = len(old.sequences)
+                width = max(1, self._most() // bucket.prompt)
+                for start in range(0, len(numbers), width):
+                    some = numbers[start : start + width]
+                    new = range(first + start, first + start + len(some))
+                    part = Part.of(bucket, slice(0, 0), new, sees_canvas=False)
+                    rows_TD = torch.cat([padded(prompts[one], bucket.prompt) for one in some])
+                    jobs.append((part, rows_TD))
+        if jobs:
+            self._prefill(jobs)
         return self._of((*self.rows, *rows), tuple(buckets.values()))
+
+    def _prefill(self, jobs: Sequence[tuple[Part, Tensor]]) -> None:
+        """Compute keys and values of prompts: all at once, or on a CPU some at a time."""
+        if isinstance(self.decoder, LeanDecoder):
+            spread(lambda job: self._run(job[:1], job[1:]), jobs, short=self._short(jobs[0][1]))
+        else:
+            parts, packed = zip(*jobs, strict=True)
+            self._run(parts, packed)
 
     def arrange(self, order: Sequence[int]) -> Context:
         """Only the sequences of `order`, numbered by their places in it."""
@@ -140,7 +157,7 @@ class Context:
         passes = list(self._passes())
         sizes = [sum(part.canvas_rows for part in parts) for parts in passes]
         jobs = list(zip(passes, torch.split(ids_T, sizes), strict=True))
-        done = spread(self._canvases, jobs)
+        done = spread(self._canvases, jobs, short=self._short(ids_T))
         hidden_TD = torch.cat(done)
         if self.index_T is not None:
             all_TD = hidden_TD.new_zeros((ids_SC.numel(), hidden_TD.shape[1]))
@@ -167,6 +184,16 @@ class Context:
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """[T, V] from rows after the final norm."""
         return self.head(hidden_TD)
+
+    def _most(self) -> int:
+        """Rows of a pass at most."""
+        return ROWS_AT_ONCE if isinstance(self.decoder, LeanDecoder) else sys.maxsize
+
+    def _short(self, rows: Tensor) -> bool:
+        """Whether operations on so many rows are not worth sharing."""
+        most = min(len(rows), ROWS_AT_ONCE)
+        lean = isinstance(self.decoder, LeanDecoder)
+        return lean and most * self.embedding_VD.shape[1] ** 2 <= SHORT
 
     def _passes(self) -> Iterator[list[Part]]:
         """The parts of a step that run together: all, or on a CPU a number of rows."""

@@ -27,14 +27,17 @@ _crews: dict[int, ThreadPoolExecutor | None] = {}
 _making = Lock()
 
 
-def spread(work: Callable[[Job], Result], jobs: Sequence[Job]) -> list[Result]:
+def spread(
+    work: Callable[[Job], Result], jobs: Sequence[Job], *, short: bool = False
+) -> list[Result]:
     """`work` of every job, in inference mode, on as many threads as torch has; results in order.
 
     When it returns or raises, nothing of it runs any more. With fewer jobs than threads, or one
-    thread, they are run here, one after the other, with all of torch's threads.
+    thread, they are run here, one after the other, with all of torch's threads. With `short`, for
+    jobs whose operations are not worth sharing, fewer jobs leave threads idle instead.
     """
     threads = torch.get_num_threads()
-    crew = _crew(threads) if len(jobs) >= threads > 1 else None
+    crew = _crew(threads) if threads > 1 and (short or len(jobs) >= threads) else None
     if crew is None:
         return [work(job) for job in jobs]
 

@@ -47,6 +47,15 @@ def test_jobs_run_side_by_side_with_one_thread_of_torch_each_and_come_back_in_or
 
 
 @pytest.mark.usefixtures("two_threads")
+def test_a_single_short_job_has_one_thread_and_a_long_one_all() -> None:
+    def threads(job: int) -> int:
+        return torch.get_num_threads()
+
+    assert spread(threads, [0], short=True) == [1]
+    assert spread(threads, [0]) == [2]
+
+
+@pytest.mark.usefixtures("two_threads")
 def test_torch_keeps_its_threads_here_and_in_threads_to_come() -> None:
     crew._crews.clear()
     spread(abs, [-1, -2])

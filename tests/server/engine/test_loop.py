@@ -384,8 +384,10 @@ def test_whatever_fails_everybody_gets_one_end_and_nothing_leaks(
     """Requests as (arrival, steps, steps until they leave, streams, deadline)."""
     bench = Bench(Limits(places=3, rows=40, prefill_rows=8, waiting=20))
 
+    left = list(faults)
+
     def fault(jobs: Mapping[int, Job]) -> None:
-        error = faults.pop() if faults else None
+        error = left.pop() if left else None
         if error is not None:
             raise error
 
