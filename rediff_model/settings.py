@@ -255,7 +255,8 @@ token that it is not sure of besides the one a step must reveal, in the checkpoi
 preset `rediff` with the checkpoint's 4 `extra_refine_steps` took 27.3 forward passes for a Coverage
 of .924; with 8 of them, passes and the difference (interval about .014 to each side): 4 tokens a
 step and the threshold .98 20.5 and -.001, 4 with .95 18.7 and -.012, 4 with .9 16.9 and -.012, 5
-with .95 16.7 and -.020, 8 with .95 13.3 and -.029, 8 with .9 12.7 and -.021.
+with .95 16.7 and -.020, 8 with .95 13.3 and -.029, 8 with .9 12.7 and -.021. On 240 others the
+first of these took 20.8 for -.010.
 `python -m benchmarks.adaptive --n 48 --seed 5` asks the like of any checkpoint; others need other
 thresholds.
 """
