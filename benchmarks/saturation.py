@@ -7,6 +7,10 @@ Random weights and prompts of a shape of `benchmarks.sampler`, so no caption end
 takes the steps that its tokens a step say. Every way of running is timed as a batch that joins at
 once, prefill and steps apart; captions a second count both. The reference, one request, is timed
 over a few steps. A way that does not fit into memory is reported as such.
+
+Random weights are sure of nothing, so nothing adapts: `--passes` takes the forward passes that a
+caption of the preset `adaptive` took with trained ones, and is measured against the reference at
+four tokens a step.
 """
 
 from __future__ import annotations
@@ -40,6 +44,7 @@ MODES: Final[dict[str, tuple[PrefixAttention, int | None]]] = {
     "full, every 8 steps": ("full", 8),
 }
 """Attention of the prompt, and how often it is computed again where it sees the canvas."""
+CANVAS: Final = SamplerSettings().canvas_length
 STEPS_SETTLING: Final = 3
 STEPS_TIMED: Final = 8
 """One round of the longest interval: prompts that join together are refreshed together."""
@@ -52,7 +57,9 @@ class Figure:
     mode: str
     cuda_graphs: bool
     running: int
-    tokens_per_step: int
+    tokens_per_step: int | None
+    """None for a caption of so many `passes` that adapted."""
+    passes: int
     join_seconds: float
     step_seconds: float
     captions_per_second: float
@@ -84,8 +91,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             except torch.OutOfMemoryError:
                 report["without_memory"].append([mode, running, graphs])
                 continue
-            for tokens in options.tokens_per_step:
-                figure = figure_of(work, mode, running, tokens, times, slow, options.peak_tflops)
+            for tokens, passes in [
+                *((tokens, CANVAS // tokens) for tokens in options.tokens_per_step),
+                *((None, passes) for passes in options.passes),
+            ]:
+                pace = Pace(tokens, passes)
+                figure = figure_of(work, mode, running, pace, times, slow, options.peak_tflops)
                 report["figures"].append(asdict(figure))
                 _say(figure)
         if options.profile:
@@ -93,6 +104,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         del work
     if options.json is not None:
         options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Tokens a step, None for a caption that adapted, and the forward passes of a caption."""
+
+    tokens_per_step: int | None
+    passes: int
+
+    @property
+    def reference_passes(self) -> int:
+        """What the reference takes for the same caption."""
+        return CANVAS // 4 if self.tokens_per_step is None else self.passes
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,30 +167,29 @@ def figure_of(
     work: Work,
     mode: str,
     running: int,
-    tokens_per_step: int,
+    pace: Pace,
     times: Times,
     slow: float,
     peak_tflops: float | None,
 ) -> Figure:
     """`slow` is the seconds of a step of the reference; a refreshed prompt counts in the steps."""
     config, rows = work.model.model.config, work.prompts[0].shape[0]
-    canvas = SamplerSettings().canvas_length
-    steps = canvas // tokens_per_step
-    rate = running / (times.join + steps * times.step)
-    flops = cost.engine_step(config, rows, canvas, running, 2).flops
+    rate = running / (times.join + pace.passes * times.step)
+    flops = cost.engine_step(config, rows, CANVAS, running, 2).flops
     interval = MODES[mode][1]
     if mode != "prefix":
-        again = cost.forward(config, rows, rows + canvas, head_rows=0, itemsize=2).flops
-        flops += running * again / (interval or steps)
+        again = cost.forward(config, rows, rows + CANVAS, head_rows=0, itemsize=2).flops
+        flops += running * again / (interval or pace.passes)
     return Figure(
         mode=mode,
         cuda_graphs=times.cuda_graphs,
         running=running,
-        tokens_per_step=tokens_per_step,
+        tokens_per_step=pace.tokens_per_step,
+        passes=pace.passes,
         join_seconds=times.join,
         step_seconds=times.step,
         captions_per_second=rate,
-        ratio_to_reference=rate * steps * slow,
+        ratio_to_reference=rate * pace.reference_passes * slow,
         utilisation=None if peak_tflops is None else flops / times.step / (peak_tflops * 1e12),
         peak_bytes=times.peak_bytes,
     )
@@ -225,11 +248,17 @@ def _say(figure: Figure) -> None:
     used = "" if figure.utilisation is None else f", {figure.utilisation:.0%} of the peak"
     print(  # noqa: T201
         f"{figure.mode}{', graphs' if figure.cuda_graphs else ''}, {figure.running} running, "
-        f"{figure.tokens_per_step} tokens a step: "
+        f"{_pace(figure)}: "
         f"{figure.captions_per_second:.2f} captions/s, {figure.ratio_to_reference:.1f} x the "
         f"reference{used}",
         flush=True,
     )
+
+
+def _pace(figure: Figure) -> str:
+    if figure.tokens_per_step is None:
+        return f"{figure.passes} passes that adapted"
+    return f"{figure.tokens_per_step} tokens a step"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -238,6 +267,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--modes", nargs="+", choices=tuple(MODES), default=list(MODES))
     parser.add_argument("--running", nargs="+", type=int, default=[1, 8, 32, 64])
     parser.add_argument("--tokens-per-step", nargs="+", type=int, default=[4, 8])
+    parser.add_argument(
+        "--passes", nargs="*", type=int, default=[20], help="of captions that adapted"
+    )
     parser.add_argument("--reference-steps", type=int, default=4)
     parser.add_argument("--peak-tflops", type=float, help="of the device, for its utilisation")
     parser.add_argument(
