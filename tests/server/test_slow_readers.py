@@ -111,8 +111,12 @@ async def reading(server: Running, seconds: float, reads: asyncio.Event) -> None
 async def test_a_caption_that_is_not_read_holds_no_rows() -> None:
     runner, reads = RowsRunner(), asyncio.Event()
     async with running(runner) as server:
+        # Held until it has been seen: it would be over between two looks.
+        runner.free_running = False
         task = asyncio.ensure_future(reading(server, 60, reads))
         await server.active(1)
+        runner.free_running = True
+        runner.steps_allowed.release(100)
         await server.active(0)
         # The engine's thread has let go when it waits for the next request.
         await server.client.post("/caption", json=BODIES["/caption"])
