@@ -6,6 +6,7 @@ rows, N = C + P, T packed rows, H query heads, K key/value heads, E head size, D
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -114,9 +115,13 @@ class Bucket:
         return max(self.lengths)
 
     def keep(self, kept: Sequence[int], sequences: Sequence[int]) -> Bucket:
-        """Only the rows `kept`, renumbered; the last ones move where others leave holes."""
+        """Only the rows `kept`, renumbered; the last ones move where others leave holes.
+
+        Buffers that are too large by now are replaced, if there is memory for smaller ones.
+        """
         place = list(kept)
-        if len(place) < len(self.sequences):
+        buffers = self._smaller(place)
+        if buffers is self.buffers and len(place) < len(self.sequences):
             holes = sorted(set(range(len(place))) - set(place))
             late = [row for row in place if row >= len(place)]
             if holes:
@@ -125,12 +130,21 @@ class Bucket:
             place.sort(key=lambda row: at.get(row, row))
         number = dict(zip(kept, sequences, strict=True))
         return Bucket.lay_out(
-            self.buffers,
+            buffers,
             [number[row] for row in place],
             [self.lengths[row] for row in place],
             [self.rows[row] for row in place],
             [self.ages[row] for row in place],
         )
+
+    def _smaller(self, kept: Sequence[int]) -> Buffers:
+        """Buffers for the rows `kept` alone; the same ones while these are not too large."""
+        if not self.buffers.wasted(len(kept)):
+            return self.buffers
+        # Memory that has run out is when requests are dropped: it must go without more.
+        with suppress(RuntimeError):
+            return self.buffers.shrunk(kept)
+        return self.buffers
 
 
 @dataclass(frozen=True, slots=True)

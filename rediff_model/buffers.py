@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -25,6 +25,11 @@ def room(rows: int) -> int:
     """Rows of a buffer for so many: rounded up by an eighth on average, at most a quarter."""
     step = max(8, 1 << max(0, (rows - 1).bit_length() - 3))
     return -(-rows // step) * step
+
+
+def _roomy(sequences: int) -> int:
+    """Capacity for so many and for a quarter more to come."""
+    return sequences + sequences // 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,22 +64,41 @@ class Buffers:
     def capacity(self) -> int:
         return len(self.keys[0])
 
+    def wasted(self, used: int) -> bool:
+        """Whether a third of the capacity, and more than one row, is without a sequence."""
+        return 3 * used <= 2 * self.capacity and used + 1 < self.capacity
+
     def grown(self, used: int, needed: int) -> Buffers:
         """Buffers for `needed` sequences that hold the first `used` ones; these if they do."""
         if needed <= self.capacity:
             return self
-        capacity = max(needed, used + used // 4)
+        capacity = max(needed, _roomy(used))
 
         def grow(old: Tensor) -> Tensor:
             new = old.new_zeros((capacity, *old.shape[1:]))
             new[:used] = old[:used]
             return new
 
+        return self._with(grow)
+
+    def shrunk(self, rows: Sequence[int]) -> Buffers:
+        """Smaller buffers that begin with copies of these rows; the old ones stay as they are."""
+        at = torch.tensor(rows).to(self.keys[0].device)
+
+        def pick(old: Tensor) -> Tensor:
+            new = old.new_zeros((_roomy(len(rows)), *old.shape[1:]))
+            torch.index_select(old, 0, at, out=new[: len(rows)])
+            return new
+
+        return self._with(pick)
+
+    def _with(self, remade: Callable[[Tensor], Tensor]) -> Buffers:
+        """Buffers whose tensors are made from these."""
         return replace(
             self,
-            keys=[grow(layer) for layer in self.keys],
-            values=[grow(layer) for layer in self.values],
-            prompt_GPD=None if self.prompt_GPD is None else grow(self.prompt_GPD),
+            keys=[remade(layer) for layer in self.keys],
+            values=[remade(layer) for layer in self.values],
+            prompt_GPD=None if self.prompt_GPD is None else remade(self.prompt_GPD),
             moves=[0],
         )
 

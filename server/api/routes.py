@@ -146,6 +146,8 @@ def operation_routes(service: Service) -> APIRouter:
                 "extra_refine_steps": model.preferences.extra_refine_steps,
                 "kernels": model.kernels,
                 "attention": model.attention,
+                "compiled": model.compiled,
+                "cuda_graphs": model.cuda_graphs,
             }
         return answer
 

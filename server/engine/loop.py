@@ -152,8 +152,10 @@ class Loop:
                 left = left[1:]
             else:
                 for job in part:
+                    if not job.started_at:
+                        # One that comes back after memory ran out has been counted.
+                        self._metrics.queue_time.observe(now - job.submitted_at)
                     job.started_at = now
-                    self._metrics.queue_time.observe(now - job.submitted_at)
                 left = left[len(part) :]
             finally:
                 self._computing += self._clock() - started

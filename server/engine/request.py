@@ -39,6 +39,10 @@ class ModelInfo:
     """What runs selection and refining: `triton` or `torch`."""
     attention: str = "buckets"
     """`packed` (`torch.nn.attention.varlen`), or `buckets` of like lengths."""
+    compiled: bool = False
+    """Whether what lies between the attentions is compiled."""
+    cuda_graphs: bool = False
+    """Whether steps are recorded and replayed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,6 +93,8 @@ class SamplerRunner:
             free_bytes=free_bytes(model.device),
             kernels=backend(),
             attention="packed" if packed else "buckets",
+            compiled=config.compile,
+            cuda_graphs=config.cuda_graphs and replays(model.device),
         )
         logger.info(
             "kernels: %s, attention: %s, layers: %s",
@@ -100,7 +102,7 @@ class SamplerRunner:
             self.info.attention,
             "compiled" if config.compile else "as they are",
         )
-        if config.cuda_graphs and not replays(model.device):
+        if config.cuda_graphs and not self.info.cuda_graphs:
             logger.warning("cuda_graphs has no effect on %s", model.device)
         if model.device.type == "cpu":
             # Now, and not beside threads that touch torch for the first time.

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sampler_case import HIDDEN, IDS, any_settings, assert_equal, model_of, prompt_of
 
 from rediff_model import context, reference, sampler
-from rediff_model.buffers import room
+from rediff_model.buffers import Buffers, room
 from rediff_model.lean import LeanDecoder
 from rediff_model.settings import SamplerSettings
 
@@ -215,8 +215,8 @@ def test_a_caption_is_never_made_of_logits_that_are_not_finite() -> None:
 def test_a_state_whose_prompts_were_moved_refuses_to_run(prefix_attention: Any) -> None:
     model = model_of(prefix_attention, 0)
     chosen = SamplerSettings(canvas_length=4, steps=4)
-    prompts = [prompt_of(seed, 5) for seed in range(3)]
-    old = sampler.join(model, sampler.open_state(model, IDS), range(3), prompts, [chosen] * 3)
+    prompts = [prompt_of(seed, 5) for seed in range(4)]
+    old = sampler.join(model, sampler.open_state(model, IDS), range(4), prompts, [chosen] * 4)
     old, _ = sampler.step(model, old)
     # The last prompt moves to the place of the first, which the old state still counts on.
     new = old.without(frozenset({0}))
@@ -224,9 +224,57 @@ def test_a_state_whose_prompts_were_moved_refuses_to_run(prefix_attention: Any) 
         sampler.step(model, old)
     while new.running:
         new, _ = sampler.step(model, new)
-    for request in (1, 2):
+    for request in (1, 2, 3):
         want = reference.generate(model, prompts[request], chosen, IDS)
         assert_equal(new.finished[request], want)
+
+
+def capacity(state: sampler.State) -> int:
+    """Sequences that the buffers of a state hold at most."""
+    assert state.slots is not None
+    return sum(bucket.buffers.capacity for bucket in state.slots.context.buckets)
+
+
+@pytest.mark.parametrize("prefix_attention", ["prefix", "full"])
+def test_buffers_become_smaller_when_many_have_left(prefix_attention: Any) -> None:
+    model = model_of(prefix_attention, 0)
+    chosen = SamplerSettings(canvas_length=4, steps=4)
+    prompts = [prompt_of(seed, 5) for seed in range(12)]
+    state = sampler.join(model, sampler.open_state(model, IDS), range(12), prompts, [chosen] * 12)
+    state, _ = sampler.step(model, state)
+    old = state
+    state = state.without(frozenset({1, 4, 6}))
+    assert capacity(state) == 12
+    for left in (8, 5, 3, 2, 1):
+        state = state.without(frozenset(state.running[1 : 1 + len(state.running) - left]))
+        assert len(state.running) == left
+        assert capacity(state) < max(1.5 * left, left + 2)
+    assert capacity(old) == 12
+    while state.running:
+        state, _ = sampler.step(model, state)
+    for request, caption in state.finished.items():
+        assert_equal(caption, reference.generate(model, prompts[request], chosen, IDS))
+
+
+def test_requests_can_be_dropped_when_there_is_no_memory_for_smaller_buffers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_memory(*_: object) -> None:
+        raise torch.OutOfMemoryError("none left")
+
+    model = model_of("prefix", 0)
+    chosen = SamplerSettings(canvas_length=4, steps=4)
+    prompts = [prompt_of(seed, 5) for seed in range(4)]
+    state = sampler.join(model, sampler.open_state(model, IDS), range(4), prompts, [chosen] * 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(Buffers, "shrunk", no_memory)
+        state = state.without(frozenset({0, 2}))
+        assert capacity(state) == 4
+    while state.running:
+        state, _ = sampler.step(model, state)
+    for request in (1, 3):
+        want = reference.generate(model, prompts[request], chosen, IDS)
+        assert_equal(state.finished[request], want)
 
 
 def test_numbers_that_are_taken_are_refused() -> None:

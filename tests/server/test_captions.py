@@ -223,9 +223,10 @@ async def test_what_the_checkpoint_prefers_holds_where_a_request_leaves_it_open(
     sampling: dict[str, Any], steps: int
 ) -> None:
     runner = FakeRunner()
-    runner.info = replace(runner.info, preferences=Preferences((4,), 3))
+    runner.info = replace(runner.info, preferences=Preferences((4,), 3), compiled=True)
     async with running(runner) as server:
         version = (await server.client.get("/version")).json()
+        assert (version["compiled"], version["cuda_graphs"]) == (True, False)
         assert (version["block_lengths"], version["extra_refine_steps"]) == ([4], 3)
         answer = await server.client.post("/caption", json=body(stream=True, sampling=sampling))
         first = next(line for line in answer.text.splitlines() if line.startswith("data: "))

@@ -57,7 +57,9 @@ def expected(attention: PrefixAttention, prompt: int, chosen: int) -> Generation
 class Visit:
     """A request of a schedule, and what it was told."""
 
-    def __init__(self, arrival: int, prompt: int, chosen: int, stay: int | None) -> None:
+    def __init__(
+        self, arrival: int, prompt: int, chosen: int, stay: int | None, priority: int
+    ) -> None:
         self.arrival, self.prompt, self.chosen = arrival, prompt, chosen
         self.leaves = None if stay is None else arrival + stay
         """The step before which it is cancelled."""
@@ -68,6 +70,7 @@ class Visit:
             SETTINGS[chosen],
             self.inbox.events.append,
             wants_steps=chosen % 2 == 0,
+            priority=priority,
         )
 
 
@@ -78,6 +81,7 @@ VISITS = st.lists(
         st.integers(0, len(PROMPTS) - 1),
         st.integers(0, len(SETTINGS) - 1),
         st.none() | st.none() | st.integers(0, 6),
+        st.sampled_from([0, 0, -3, 2]),
     ),
     min_size=1,
     max_size=9,
@@ -85,11 +89,12 @@ VISITS = st.lists(
 
 
 @pytest.mark.parametrize("attention", ["prefix", "full"])
-@given(visits=VISITS)
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.differing_executors])
+@given(visits=VISITS, threads=st.integers(1, 2))
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.differing_executors])
 def test_captions_equal_the_reference_whatever_arrives_and_leaves(
-    attention: PrefixAttention, visits: list[Visit]
+    attention: PrefixAttention, visits: list[Visit], threads: int
 ) -> None:
+    torch.set_num_threads(threads)
     scheduler = Scheduler(Limits(places=4, rows=90, prefill_rows=20, waiting=99))
     loop = Loop(BareRunner(model_of(attention)), scheduler, Metrics())
     step = 0

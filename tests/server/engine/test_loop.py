@@ -264,7 +264,7 @@ def test_numbers_that_are_not_finite_fail_the_request_alone() -> None:
 
 @pytest.mark.parametrize("where", ["before_join", "before_step"])
 def test_out_of_memory_sheds_the_newest_which_comes_back(where: str) -> None:
-    bench = Bench()
+    bench = Bench(now=1.0)
     setattr(bench.runner, where, raising(OutOfMemory(), lambda jobs: len(jobs) > 2))
     if where == "before_join":
         told = [bench.submit(steps=2)[1] for _ in range(4)]
@@ -279,6 +279,7 @@ def test_out_of_memory_sheds_the_newest_which_comes_back(where: str) -> None:
     assert bench.runner.steps[-1] == (2, 3)
     assert bench.count("rediff_row_budget") == 24
     assert bench.count("rediff_requests_shed_total") == 2
+    assert bench.count("rediff_request_queue_time_seconds_count") == 4
 
 
 def test_memory_that_runs_out_while_a_bad_request_is_looked_for_loses_nobody() -> None:

@@ -228,6 +228,11 @@ def test_information_and_warm_up(runner: SamplerRunner) -> None:
     runner.warm_up(3)
 
 
+def test_what_was_asked_of_the_layers_is_told(checkpoint: Path) -> None:
+    info = SamplerRunner.load(EngineConfig(str(checkpoint), compile=True, cuda_graphs=True)).info
+    assert (info.compiled, info.cuda_graphs) == (True, torch.cuda.is_available())
+
+
 def test_dtype_and_device_are_honoured(checkpoint: Path) -> None:
     assert SamplerRunner.load(EngineConfig(str(checkpoint), dtype="bfloat16")).info.dtype == (
         "bfloat16"
