@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kernels import reference
+from kernels import ops, reference
 from kernels.canvas import Canvas, Plan, Written
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ SUPPRESSED = (126081, 126080, 126346, 126347)
 MASK = 126336
 ROWS = (128, 512, 2048, 8192)
 CANVASES = (1, 8, 64)
+VARIANT_ROWS = (128, 2048)
+"""Rows that are also timed with entropy, and with temperature."""
 REPEATS = 30
 INTERPRET = "TRITON_INTERPRET"
 
@@ -69,10 +71,14 @@ def on_gpu() -> dict[str, Any]:
     entries = []
     for rows in ROWS:
         logits_TV = torch.randn(rows, VOCABULARY, device="cuda", dtype=torch.bfloat16) * 4
-        entry = measure("select_tokens", [rows, VOCABULARY], *selection(logits_TV))
-        if "kernel_seconds" in entry:
-            entry["copy_fraction"] = logits_TV.nbytes / entry["kernel_seconds"] / copied
-        entries.append(entry)
+        calls = {"select_tokens": selection(logits_TV)}
+        if rows in VARIANT_ROWS:
+            calls |= variants(logits_TV)
+        for name, call in calls.items():
+            entry = measure(name, [rows, VOCABULARY], *call)
+            if "kernel_seconds" in entry:
+                entry["copy_fraction"] = logits_TV.nbytes / entry["kernel_seconds"] / copied
+            entries.append(entry)
         hidden_TD = torch.randn(rows, HIDDEN, device="cuda", dtype=torch.bfloat16)
         weight_VD = torch.randn(VOCABULARY, HIDDEN, device="cuda", dtype=torch.bfloat16) / 16
         shape = [rows, HIDDEN, VOCABULARY]
@@ -96,6 +102,7 @@ def interpreted() -> dict[str, Any]:
     weight_VD = torch.randn(200, 20, generator=generator)
     cases = (
         ("select_tokens", [3, 1000], selection(logits_TV)),
+        *((name, [3, 1000], calls) for name, calls in variants(logits_TV).items()),
         ("lm_head_select", [3, 20, 200], fused(hidden_TD, weight_VD)),
         ("refine_canvas", [2, 12], step(2, 12, "cpu")),
     )
@@ -158,16 +165,32 @@ def copy_bandwidth() -> float:
     return 2 * size / seconds(lambda: target.copy_(source))
 
 
-def selection(logits_TV: Tensor) -> Calls:
-    """The kernel and the reference on the same logits."""
+def selection(logits_TV: Tensor, *, hot: bool = False, entropy: bool = False) -> Calls:
+    """The kernel and the reference on the same logits; `hot` at temperature 1."""
     launch = import_module("kernels.select_tokens").select_tokens
-    arguments = flags(logits_TV, logits_TV.shape[1])
+    rows, columns = logits_TV.shape
+    arguments = flags(logits_TV, columns)
+    heat_T = key_T2 = None
+    if hot:
+        heat_T = torch.ones(rows, dtype=torch.float64, device=logits_TV.device)
+        row_T = torch.arange(rows, device=logits_TV.device)
+        key_T2 = ops.row_keys(row_T // 128, row_T // 128, row_T % 128)
 
     def plain() -> reference.Selection:
+        uniform_TV = None if key_T2 is None else ops.numbers(key_T2, columns)
         # The reference overwrites what it is given.
-        return reference.select_tokens(logits_TV.to(torch.float32, copy=True), *arguments)
+        copied_TV = logits_TV.to(torch.float32, copy=True)
+        return reference.select_tokens(copied_TV, *arguments, heat_T, uniform_TV, entropy=entropy)
 
-    return lambda: launch(logits_TV, *arguments), plain, plain
+    return lambda: launch(logits_TV, *arguments, heat_T, key_T2, entropy=entropy), plain, plain
+
+
+def variants(logits_TV: Tensor) -> dict[str, Calls]:
+    """What `select_tokens` can do besides."""
+    return {
+        "select_tokens, entropy": selection(logits_TV, entropy=True),
+        "select_tokens, temperature": selection(logits_TV, hot=True),
+    }
 
 
 def fused(hidden_TD: Tensor, weight_VD: Tensor) -> Calls:
@@ -240,6 +263,8 @@ def agree(got: Any, want: Any) -> bool:
         errors_T = (got.logsumexp_T - want.logsumexp_T).abs()
         odds_T = (got.log_odds_T - want.log_odds_T)[same_T].abs()
         close = bool((errors_T < 1e-3).all()) and bool((odds_T < 1e-3).all())
+        if want.entropy_T is not None and got.entropy_T is not None:
+            close = close and bool(((got.entropy_T - want.entropy_T).abs() < 1e-3).all())
         return close and float(same_T.float().mean()) >= 0.99
     pairs = [(getattr(got, f.name), getattr(want, f.name)) for f in fields(want)]
     return all(torch.equal(*pair) for pair in pairs)

@@ -22,10 +22,25 @@ def derive(key: tl.tensor, counter: tl.tensor) -> tl.tensor:
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def gumbel(key: tl.tensor, counter: tl.tensor) -> tl.tensor:
-    """-log(-log(u)) in float64, u from `noise.uniform` of the derived key."""
-    uniform = _shift(derive(key, counter), 11).to(tl.float64) * (2.0**-53)
+def gumbel(seed: tl.tensor, place: tl.tensor, pairs: tl.tensor) -> tl.tensor:
+    """-log(-log(u)) in float64 for the ids 2 p and 2 p + 1 of all pairs p, in this order.
+
+    u as in `noise.numbers`. Seed and place are int64 and broadcast with the pairs, which are
+    int32; the last dimension of the result is twice as long.
+    """
+    zero = pairs * 0
+    position = place.to(tl.int32) + zero
+    step = (place >> 32).to(tl.int32) + zero
+    first, second, third, fourth = tl.philox(seed, pairs, position, step, zero)
+    uniform = tl.interleave(_joined(first, second), _joined(third, fourth))
     return -tl.log(-tl.log(uniform))
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _joined(high: tl.tensor, low: tl.tensor) -> tl.tensor:
+    """`noise._joined`."""
+    bits = (high.to(tl.uint64) << 21) | (low.to(tl.uint64) >> 11)
+    return bits.to(tl.float64) * (2.0**-53)
 
 
 @triton.jit  # type: ignore[untyped-decorator]

@@ -38,7 +38,7 @@ def lm_head_select(
     avoided_id: int,
     avoid_T: Tensor,
     temperature_T: Tensor | None = None,
-    key_T: Tensor | None = None,
+    key_T2: Tensor | None = None,
     *,
     entropy: bool = False,
 ) -> Selection:
@@ -52,7 +52,7 @@ def lm_head_select(
     rows, depth = hidden_TD.shape
     columns = len(weight_VD)
     check(hidden_TD, columns, suppressed_S, (suppress_T, avoid_T), avoided_id)
-    check_noise(rows, temperature_T, key_T)
+    check_noise(rows, temperature_T, key_T2)
     if weight_VD.shape[1:] != (depth,) or weight_VD.dtype != hidden_TD.dtype:
         raise ValueError(
             f"hidden rows {hidden_TD.dtype} {hidden_TD.shape} do not fit "
@@ -74,7 +74,7 @@ def lm_head_select(
             suppress_T,
             avoid_T,
             temperature_T,
-            key_T,
+            key_T2,
             partials.ids_TP,
             partials.own_TP,
             partials.shift_TP,
@@ -165,9 +165,11 @@ def _tile_kernel(
     score = pick
     if NOISE:
         temperature = tl.load(temperature_ptr + row, mask=is_row, other=0.0)
-        key = tl.load(key_ptr + row, mask=is_row, other=0)
+        seed = tl.load(key_ptr + 2 * wide_row, mask=is_row, other=0)
+        place = tl.load(key_ptr + 2 * wide_row + 1, mask=is_row, other=0)
+        pairs = part * (COLUMNS // 2) + tl.arange(0, COLUMNS // 2)
         score = pick.to(tl.float64)
-        noise = gumbel(key[:, None], ids.to(tl.int64)[None, :])
+        noise = gumbel(seed[:, None], place[:, None], pairs[None, :])
         noisy = score + temperature[:, None] * noise
         score = tl.where((temperature > 0)[:, None], noisy, score)
     best_score = tl.max(score, axis=1)

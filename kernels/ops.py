@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from kernels import reference
-from kernels.noise import derive, numbers, uniform
+from kernels.noise import derive, numbers, row_keys, uniform
 from kernels.reference import Selection, enter_block, first_stop
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ __all__ = [
     "lm_head_select",
     "numbers",
     "refine_canvas",
+    "row_keys",
     "select_tokens",
     "uniform",
 ]
@@ -50,7 +51,7 @@ def select_tokens(
     avoid_T: Tensor,
     temperature_T: Tensor | None = None,
     uniform_TV: Tensor | None = None,
-    key_T: Tensor | None = None,
+    key_T2: Tensor | None = None,
     *,
     entropy: bool = False,
 ) -> Selection:
@@ -70,11 +71,11 @@ def select_tokens(
             avoided_id,
             avoid_T,
             temperature_T,
-            key_T,
+            key_T2,
             entropy=entropy,
         )
-    if uniform_TV is None and key_T is not None:
-        uniform_TV = numbers(key_T, logits_TV.shape[1])
+    if uniform_TV is None and key_T2 is not None:
+        uniform_TV = numbers(key_T2, logits_TV.shape[1])
     if logits_TV.dtype != torch.float64:
         logits_TV = logits_TV.float()
     return reference.select_tokens(

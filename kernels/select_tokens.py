@@ -35,21 +35,21 @@ def select_tokens(
     avoided_id: int,
     avoid_T: Tensor,
     temperature_T: Tensor | None = None,
-    key_T: Tensor | None = None,
+    key_T2: Tensor | None = None,
     *,
     entropy: bool = False,
 ) -> Selection:
     """`reference.select_tokens` for logits of 16 or 32 bits, summed in float32.
 
-    Leaves the logits as they are. `temperature_T` (float64) comes with `key_T` (int64): the
-    uniform number of an id is that of `noise` for the row's key and the id.
+    Leaves the logits as they are. `temperature_T` (float64) comes with `key_T2` (int64, of
+    `noise.row_keys`): the uniform numbers of a row's ids are `noise.numbers` of its key.
 
     Raises:
         ValueError: a shape or a type that does not fit.
     """
     rows, columns = logits_TV.shape
     check(logits_TV, columns, suppressed_S, (suppress_T, avoid_T), avoided_id)
-    check_noise(rows, temperature_T, key_T)
+    check_noise(rows, temperature_T, key_T2)
     parts = triton.cdiv(columns, TILE * TILES)
     noise = temperature_T is not None
     partials = Partials.empty(rows, parts, logits_TV, entropy=entropy, noise=noise)
@@ -61,7 +61,7 @@ def select_tokens(
             suppress_T,
             avoid_T,
             temperature_T,
-            key_T,
+            key_T2,
             partials.ids_TP,
             partials.own_TP,
             partials.shift_TP,
@@ -105,19 +105,21 @@ def check(
         raise ValueError(f"the avoided id {avoided_id} lies outside the vocabulary {columns}")
 
 
-def check_noise(rows: int, temperature_T: Tensor | None, key_T: Tensor | None) -> None:
+def check_noise(rows: int, temperature_T: Tensor | None, key_T2: Tensor | None) -> None:
     """Raise ValueError unless there are both temperatures and keys, or neither."""
-    if temperature_T is None and key_T is None:
+    if temperature_T is None and key_T2 is None:
         return
-    if temperature_T is None or key_T is None:
-        raise ValueError("temperature_T and key_T go together")
+    if temperature_T is None or key_T2 is None:
+        raise ValueError("temperature_T and key_T2 go together")
     if temperature_T.shape != (rows,) or temperature_T.dtype != torch.float64:
         raise ValueError(
             f"temperatures must be float64 [{rows}], "
             f"got {temperature_T.dtype} {temperature_T.shape}"
         )
-    if key_T.shape != (rows,) or key_T.dtype != torch.int64:
-        raise ValueError(f"keys must be int64 [{rows}], got {key_T.dtype} {key_T.shape}")
+    if key_T2.shape != (rows, 2) or key_T2.dtype != torch.int64 or not key_T2.is_contiguous():
+        raise ValueError(
+            f"keys must be int64 [{rows}, 2] in one piece, got {key_T2.dtype} {key_T2.shape}"
+        )
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -151,10 +153,12 @@ def _part_kernel(
     suppress = tl.load(suppress_ptr + row)
     avoid = tl.load(avoid_ptr + row)
     temperature = 0.0
-    key = row
+    seed = row
+    place = row
     if NOISE:
         temperature = tl.load(temperature_ptr + row)
-        key = tl.load(key_ptr + row)
+        seed = tl.load(key_ptr + 2 * row)
+        place = tl.load(key_ptr + 2 * row + 1)
 
     lane = tl.arange(0, TILE)
     ids = first + lane
@@ -178,7 +182,8 @@ def _part_kernel(
         if NOISE:
             noisy = logit.to(tl.float64)
             if temperature > 0:
-                noisy += temperature * gumbel(key, at.to(tl.int64))
+                pairs = start // 2 + tl.arange(0, TILE // 2)
+                noisy += temperature * gumbel(seed, place, pairs)
             take = noisy > score
             beaten = tl.where(take, own, logit)
             top = tl.maximum(shift, logit)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-import torch
-
 from kernels import ops
 
 if TYPE_CHECKING:
@@ -20,7 +18,7 @@ class Noise(Protocol):
         ...
 
     def keys(self, seed_T: Tensor, step_T: Tensor, position_T: Tensor) -> Tensor | None:
-        """The rows' keys, int64 [T], if `tokens` are what `kernels.noise` makes of such; else None.
+        """The rows' keys, int64 [T, 2], if `tokens` are `ops.numbers` of such; else None.
 
         With keys the numbers need not be in memory.
         """
@@ -32,18 +30,13 @@ class Noise(Protocol):
 
 
 class CounterNoise:
-    """Numbers that depend on seed, step, position and id only, not on the batch."""
+    """Philox keyed by the seed: numbers that depend on seed, step, position and id only."""
 
     def tokens(self, seed_T: Tensor, step_T: Tensor, position_T: Tensor, columns: int) -> Tensor:
         return ops.numbers(self.keys(seed_T, step_T, position_T), columns)
 
     def keys(self, seed_T: Tensor, step_T: Tensor, position_T: Tensor) -> Tensor:
-        return _key(seed_T, step_T, position_T, stream=0)
+        return ops.row_keys(seed_T, step_T, position_T)
 
     def order(self, seed_T: Tensor, step_T: Tensor, position_T: Tensor) -> Tensor:
-        return ops.uniform(_key(seed_T, step_T, position_T, stream=1))
-
-
-def _key(seed_T: Tensor, step_T: Tensor, position_T: Tensor, stream: int) -> Tensor:
-    stream_T = torch.full_like(seed_T, stream)
-    return ops.derive(ops.derive(ops.derive(seed_T, stream_T), step_T), position_T)
+        return ops.numbers(self.keys(seed_T, step_T, position_T), 1, stream=1)[:, 0]

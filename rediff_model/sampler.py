@@ -258,12 +258,12 @@ def _predict(slots: Slots, hidden_SCD: Tensor, noise: Noise) -> tuple[Tensor, Te
             without_TV = slots.context.logits(twin_TD[first:last])
             scale_T1 = slots.cfg_B.repeat_interleave(columns)[first:last, None] + 1
             logits_TV = without_TV + scale_T1 * (logits_TV - without_TV)
-        temperature_T = uniform_TV = key_T = None
+        temperature_T = uniform_TV = key_T2 = None
         if hot:
             temperature_T = slots.temperature_B.repeat_interleave(columns)[first:last]
             seed_T, step_T, position_T = (part[first:last] for part in _places(slots, columns))
-            key_T = noise.keys(seed_T, step_T, position_T)
-            if key_T is None:
+            key_T2 = noise.keys(seed_T, step_T, position_T)
+            if key_T2 is None:
                 uniform_TV = noise.tokens(seed_T, step_T, position_T, logits_TV.shape[1])
         chosen = ops.select_tokens(
             logits_TV,
@@ -273,7 +273,7 @@ def _predict(slots: Slots, hidden_SCD: Tensor, noise: Noise) -> tuple[Tensor, Te
             avoid_T[first:last],
             temperature_T,
             uniform_TV,
-            key_T,
+            key_T2,
         )
         return chosen.ids_T, chosen.log_odds_T
 

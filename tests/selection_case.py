@@ -22,13 +22,13 @@ class Case:
     avoided_id: int
     avoid_T: Tensor
     temperature_T: Tensor | None
-    key_T: Tensor | None
+    key_T2: Tensor | None
 
     @classmethod
     def draw(cls, rows: int, columns: int, generator: torch.Generator, *, noisy: bool) -> Case:
         """Flags that differ between the rows; of the temperatures some are 0."""
         ids_S = torch.randperm(columns, generator=generator)[: min(4, columns // 2)]
-        key_T = torch.randint(-(2**62), 2**62, (rows,), generator=generator)
+        key_T2 = torch.randint(-(2**62), 2**62, (rows, 2), generator=generator)
         heat_T = torch.rand(rows, generator=generator, dtype=torch.float64) * 2
         return cls(
             suppressed_S=ids_S[1:],
@@ -36,7 +36,7 @@ class Case:
             avoided_id=int(ids_S[0]),
             avoid_T=torch.arange(rows) % 3 == 0,
             temperature_T=heat_T.masked_fill(torch.arange(rows) % 4 == 1, 0.0) if noisy else None,
-            key_T=key_T if noisy else None,
+            key_T2=key_T2 if noisy else None,
         )
 
     @classmethod
@@ -53,16 +53,15 @@ class Case:
             self.avoided_id,
             self.avoid_T,
             self.temperature_T,
-            self.key_T,
+            self.key_T2,
         )
         return tuple(v.to(device) if isinstance(v, torch.Tensor) else v for v in values)
 
     def expect(self, logits_TV: Tensor) -> reference.Selection:
         """The reference in float64."""
         uniform_TV = None
-        if self.key_T is not None:
-            ids_V = torch.arange(logits_TV.shape[1])
-            uniform_TV = noise.uniform(noise.derive(self.key_T[:, None], ids_V))
+        if self.key_T2 is not None:
+            uniform_TV = noise.numbers(self.key_T2, logits_TV.shape[1])
         return reference.select_tokens(
             logits_TV.double().clone(),
             self.suppressed_S,

@@ -108,24 +108,24 @@ def test_keys_stand_for_the_numbers_that_follow_from_them() -> None:
     logits_TV = torch.randn(40, 90, generator=generator)
     none_T = torch.zeros(40, dtype=torch.bool)
     heat_T = torch.full((40,), 0.8, dtype=torch.float64)
-    key_T = torch.arange(40)
+    key_T2 = torch.arange(80).view(40, 2)
 
     def ids(*noise: torch.Tensor | None) -> list[int]:
         chosen = ops.select_tokens(logits_TV.clone(), NONE, none_T, 0, none_T, *noise)
         return chosen.ids_T.tolist()
 
-    assert ids(heat_T, None, key_T) == ids(heat_T, ops.numbers(key_T, 90)) != ids()
+    assert ids(heat_T, None, key_T2) == ids(heat_T, ops.numbers(key_T2, 90)) != ids()
 
 
 def test_a_kernel_is_given_keys_not_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    heat_T, key_T = torch.ones(1, dtype=torch.float64), torch.arange(1)
+    heat_T, key_T2 = torch.ones(1, dtype=torch.float64), torch.zeros(1, 2, dtype=torch.int64)
     none_T = torch.zeros(1, dtype=torch.bool)
     taken: list[object] = []
     stand_in = SimpleNamespace(select_tokens=lambda *parts, **_: taken.append(parts[-2:]))
     monkeypatch.setitem(sys.modules, "kernels.select_tokens", stand_in)
     monkeypatch.setattr(ops, "_fast", lambda rows: True)
-    ops.select_tokens(torch.zeros(1, 9), NONE, none_T, 0, none_T, heat_T, key_T=key_T)
-    assert taken == [(heat_T, key_T)]
+    ops.select_tokens(torch.zeros(1, 9), NONE, none_T, 0, none_T, heat_T, key_T2=key_T2)
+    assert taken == [(heat_T, key_T2)]
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0])

@@ -98,8 +98,8 @@ def test_a_bad_logit_shows(device: str, bad: float, noisy: bool) -> None:
     logits_TV[0, TILE + 2] = bad
     case = Case.plain(2)
     if noisy:
-        heat_T, key_T = torch.ones(2, dtype=torch.float64), torch.arange(2)
-        case = Case(case.suppressed_S, case.suppress_T, 0, case.avoid_T, heat_T, key_T)
+        heat_T, key_T2 = torch.ones(2, dtype=torch.float64), torch.arange(4).view(2, 2)
+        case = Case(case.suppressed_S, case.suppress_T, 0, case.avoid_T, heat_T, key_T2)
     got = select_tokens(logits_TV.to(device), *case.arguments(device), entropy=True)  # type: ignore[arg-type]
     assert got.entropy_T is not None
     for value_T in (got.log_odds_T, got.logsumexp_T, got.entropy_T):

@@ -115,7 +115,7 @@ def test_a_seed_is_the_same_in_any_batch_and_none_is_another_every_time() -> Non
     prompt = prompt_of(0, 4)
     seeded = [replace(hot, seed=seed) for seed in (1, 2, 1)]
     first, second, third = sampler.generate(model, [prompt] * 3, seeded, IDS)
-    assert first == third
+    assert_equal(first, third)
     assert first.ids != second.ids
     free = sampler.generate(model, [prompt] * 2, [hot] * 2, IDS)
     assert free[0].ids != free[1].ids
