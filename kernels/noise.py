@@ -29,6 +29,9 @@ _WORD = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 
+PAIRS_IN_CACHE = 1 << 15
+"""Pairs of ids at a time on a CPU."""
+
 
 def derive(key: Tensor, counter: Tensor) -> Tensor:
     """A new int64 key from a key and a counter from 0; shapes broadcast."""
@@ -52,17 +55,22 @@ def numbers(key_T2: Tensor, columns: int, stream: int = 0) -> Tensor:
     One call of Philox gives those of two ids: its counter is half the id, the row's position, its
     step and the stream.
     """
-    seed_T1, place_T1 = key_T2[:, :1], key_T2[:, 1:]
     pair_P = torch.arange((columns + 1) // 2, device=key_T2.device)
-    counter = (
-        pair_P[None],
-        place_T1 & _WORD,
-        _shift(place_T1, 32),
-        torch.full_like(seed_T1, stream),
-    )
+    rows = len(key_T2)
+    if key_T2.device.type == "cpu":
+        # What the rounds work on stays in the processor's cache.
+        rows = max(1, PAIRS_IN_CACHE // max(1, len(pair_P)))
+    pieces = [_numbers(part, pair_P, stream) for part in torch.split(key_T2, max(1, rows))]
+    return torch.cat(pieces)[:, :columns]
+
+
+def _numbers(key_T2: Tensor, pair_P: Tensor, stream: int) -> Tensor:
+    """Two numbers a pair of ids, [T, 2 P]."""
+    seed_T1, place_T1 = key_T2[:, :1], key_T2[:, 1:]
+    stream_T1 = torch.full_like(seed_T1, stream)
+    counter = (pair_P[None], place_T1 & _WORD, _shift(place_T1, 32), stream_T1)
     first, second, third, fourth = philox((seed_T1 & _WORD, _shift(seed_T1, 32)), counter)
-    pairs_TP2 = torch.stack((_joined(first, second), _joined(third, fourth)), dim=2)
-    return pairs_TP2.flatten(1)[:, :columns]
+    return torch.stack((_joined(first, second), _joined(third, fourth)), dim=2).flatten(1)
 
 
 def philox(key: tuple[Tensor, Tensor], counter: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -71,13 +79,20 @@ def philox(key: tuple[Tensor, Tensor], counter: tuple[Tensor, ...]) -> tuple[Ten
     Shapes broadcast.
     """
     left, right = key
-    one, two, three, four = counter
+    one, two, three, four = (word.clone() for word in torch.broadcast_tensors(*counter))
+    low, high = torch.empty_like(one), torch.empty_like(one)
     for _ in range(10):
-        low, high = one * _MULTIPLIERS[0], three * _MULTIPLIERS[1]
-        one, two = _shift(high, 32) ^ two ^ left, high & _WORD
-        three, four = _shift(low, 32) ^ four ^ right, low & _WORD
+        torch.mul(one, _MULTIPLIERS[0], out=low)
+        torch.mul(three, _MULTIPLIERS[1], out=high)
+        # The second and fourth word keep bits above their 32 until the end: these are cut off here.
+        one = torch.bitwise_right_shift(high, 32, out=one)
+        one.bitwise_xor_(two).bitwise_xor_(left).bitwise_and_(_WORD)
+        three = torch.bitwise_right_shift(low, 32, out=three)
+        three.bitwise_xor_(four).bitwise_xor_(right).bitwise_and_(_WORD)
+        two, high = high, two
+        four, low = low, four
         left, right = (left + _WEYL[0]) & _WORD, (right + _WEYL[1]) & _WORD
-    return one, two, three, four
+    return one, two.bitwise_and_(_WORD), three, four.bitwise_and_(_WORD)
 
 
 def _joined(high: Tensor, low: Tensor) -> Tensor:
