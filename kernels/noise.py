@@ -79,8 +79,8 @@ def philox(key: tuple[Tensor, Tensor], counter: tuple[Tensor, ...]) -> tuple[Ten
     Shapes broadcast.
     """
     left, right = key
-    shape = torch.broadcast_shapes(*(word.shape for word in (*counter, *key)))
-    one, two, three, four = (word.expand(shape).clone() for word in counter)
+    nothing = torch.zeros_like(left ^ right ^ counter[0] ^ counter[1] ^ counter[2] ^ counter[3])
+    one, two, three, four = (word + nothing for word in counter)
     low, high = torch.empty_like(one), torch.empty_like(one)
     for _ in range(10):
         torch.mul(one, _MULTIPLIERS[0], out=low)
