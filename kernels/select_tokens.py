@@ -8,6 +8,7 @@ Shape suffixes: T rows, V vocabulary, S suppressed ids.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 TILE = 2048
 TILES = 8
 """Tiles of a program."""
+LOWEST = tl.constexpr(torch.finfo(torch.float32).min)
+LOG2E = tl.constexpr(math.log2(math.e))
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -75,8 +78,8 @@ def select_tokens(
             TILES=TILES,
             ENTROPY=entropy,
             NOISE=noise,
-            num_warps=8,
-            # Two programs a multiprocessor, so that one loads while the other sums.
+            # Without noise 16 logits a lane, and four programs a multiprocessor.
+            num_warps=8 if noise else 4,
             maxnreg=None if noise else 128,
         )
     return partials.join(columns)
@@ -160,57 +163,59 @@ def _part_kernel(
         seed = tl.load(key_ptr + 2 * row)
         place = tl.load(key_ptr + 2 * row + 1)
 
+    # The range of the ids that a row may not take: most tiles hold none of them.
+    least = tl.where(avoid, avoided_id, columns)
+    most = tl.where(avoid, avoided_id, -1)
+    for index in tl.static_range(SUPPRESSED):
+        suppressed = tl.load(suppressed_ptr + index).to(tl.int32)
+        least = tl.where(suppress, tl.minimum(least, suppressed), least)
+        most = tl.where(suppress, tl.maximum(most, suppressed), most)
+
     lane = tl.arange(0, TILE)
-    ids = first + lane
-    # A lane's best token, its highest logit, and sums relative to that without the best token.
-    own = tl.full((TILE,), low, tl.float32)
+    # The tile of a lane's best token, its logit, the highest logit, and sums relative to that
+    # without the best token. Without noise a lane begins below all finite logits, at a number from
+    # which every difference is one, and what it has summed by its first logit is scaled by 0.
+    tiles = tl.zeros((TILE,), tl.int32)
+    own = tl.full((TILE,), low if NOISE else LOWEST, tl.float32)
     shift = own
     others = tl.zeros((TILE,), tl.float32)
     slope = others
     score = own.to(tl.float64)
-    for tile in tl.range(0, TILES, num_stages=4):
+    # Whole tiles go without a mask; what is left of a row is masked and comes last.
+    whole = tl.minimum((columns - first) // TILE, TILES)
+    for tile in tl.range(0, whole, num_stages=4):
         start = first + tile * TILE
+        logit = tl.load(logits_ptr + start + lane).to(tl.float32)
+        if (most >= start) & (least < start + TILE):
+            logit = _allowed(
+                logit, start + lane, suppressed_ptr, suppress, avoided_id, avoid, SUPPRESSED
+            )
+        if NOISE:
+            noise = _noise(temperature, seed, place, start, TILE)
+            tiles, own, shift, others, slope, score = _noisy_step(
+                logit, noise, tile, tiles, own, shift, others, slope, score, ENTROPY
+            )
+        else:
+            tiles, own, others, slope = _step(logit, tile, tiles, own, others, slope, ENTROPY)
+    start = first + whole * TILE
+    if (whole < TILES) & (start < columns):
         at = start + lane
         logit = tl.load(logits_ptr + at, mask=at < columns, other=low).to(tl.float32)
-        for index in tl.static_range(SUPPRESSED):
-            suppressed = tl.load(suppressed_ptr + index)
-            # A tile rarely holds such an id: one test a tile, not one a logit.
-            if suppress & (suppressed >= start) & (suppressed < start + TILE):
-                logit = tl.where(at == suppressed, low, logit)
-        if avoid & (avoided_id >= start) & (avoided_id < start + TILE):
-            logit = tl.where(at == avoided_id, low, logit)
+        logit = _allowed(logit, at, suppressed_ptr, suppress, avoided_id, avoid, SUPPRESSED)
         if NOISE:
-            noisy = logit.to(tl.float64)
-            if temperature > 0:
-                pairs = start // 2 + tl.arange(0, TILE // 2)
-                noisy += temperature * gumbel(seed, place, pairs)
-            take = noisy > score
-            beaten = tl.where(take, own, logit)
-            top = tl.maximum(shift, logit)
-            scale = weight(shift, top)
-            if ENTROPY:
-                drop = tl.where(shift == low, 0.0, shift - top)
-                slope = scale * (slope + drop * (others + weight(own, shift)))
-                rise = tl.where(logit == low, 0.0, logit - top)
-                slope += weight(logit, top) * rise
-            others = scale * others + weight(beaten, top)
-            own = tl.where(take, logit, own)
-            score = tl.where(take, noisy, score)
-            ids = tl.where(take, at, ids)
-            shift = top
+            noise = _noise(temperature, seed, place, start, TILE)
+            tiles, own, shift, others, slope, score = _noisy_step(
+                logit, noise, whole, tiles, own, shift, others, slope, score, ENTROPY
+            )
         else:
-            # The best token is the highest: one exp serves the sums, whichever of the two is less.
-            # NaN counts as higher, and stays in the sums.
-            keep = logit <= own
-            gone = (logit == low) | (own == low)
-            less = tl.where(gone, 0.0, tl.exp(-tl.abs(logit - own)))
-            if ENTROPY:
-                rise = tl.where(gone, 0.0, logit - own)
-                slope = tl.where(keep, slope + less * rise, less * (slope - rise * (others + 1)))
-            others = tl.where(keep, others + less, less * (others + 1))
-            ids = tl.where(keep, ids, at)
-            own = tl.where(keep, own, logit)
-            shift = own
+            tiles, own, others, slope = _step(logit, whole, tiles, own, others, slope, ENTROPY)
+
+    ids = first + tiles * TILE + lane
+    if not NOISE:
+        none = own == LOWEST
+        own = tl.where(none, low, own)
+        others = tl.where(none, 0.0, others)
+        shift = own
 
     avoided = tl.full((), low, tl.float32)
     if avoid & (avoided_id >= first) & (avoided_id < first + TILE * TILES):
@@ -239,3 +244,93 @@ def _part_kernel(
         tl.store(slope_ptr + out, moment + weight(avoided, top) * rise)
     if NOISE:
         tl.store(score_ptr + out, tl.max(score, axis=0))
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _allowed(
+    logit: tl.tensor,
+    at: tl.tensor,
+    suppressed_ptr: tl.tensor,
+    suppress: tl.tensor,
+    avoided_id: tl.tensor,
+    avoid: tl.tensor,
+    SUPPRESSED: tl.constexpr,
+) -> tl.tensor:
+    """Logits of the ids `at`, -inf for those that the row may not take."""
+    low = -float("inf")
+    for index in tl.static_range(SUPPRESSED):
+        suppressed = tl.load(suppressed_ptr + index).to(tl.int32)
+        logit = tl.where(suppress & (at == suppressed), low, logit)
+    return tl.where(avoid & (at == avoided_id), low, logit)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _step(
+    logit: tl.tensor,
+    tile: tl.tensor,
+    tiles: tl.tensor,
+    own: tl.tensor,
+    others: tl.tensor,
+    slope: tl.tensor,
+    ENTROPY: tl.constexpr,
+) -> tuple[tl.tensor, ...]:
+    """Lanes after one logit more each. As few operations as can be: they bound the kernel.
+
+    The best token is the highest: one exp serves the sums, whichever of the two is less. NaN
+    counts as higher, and stays in the sums.
+    """
+    keep = logit <= own
+    rise = logit - own
+    less = tl.exp2(tl.abs(rise) * -LOG2E)
+    if ENTROPY:
+        # Of what is negligible the difference may be infinite.
+        rise = tl.where(less == 0, 0.0, rise)
+        slope = tl.where(keep, slope + less * rise, less * (slope - rise * (others + 1)))
+    others = tl.where(keep, 1.0, less) * others + less
+    return tl.where(keep, tiles, tile), tl.where(keep, own, logit), others, slope
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _noise(
+    temperature: tl.tensor,
+    seed: tl.tensor,
+    place: tl.tensor,
+    start: tl.tensor,
+    TILE: tl.constexpr,
+) -> tl.tensor:
+    """What the temperature adds to the logits of a tile, float64."""
+    noise = tl.zeros((TILE,), tl.float64)
+    if temperature > 0:
+        noise = temperature * gumbel(seed, place, start // 2 + tl.arange(0, TILE // 2))
+    return noise
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _noisy_step(
+    logit: tl.tensor,
+    noise: tl.tensor,
+    tile: tl.tensor,
+    tiles: tl.tensor,
+    own: tl.tensor,
+    shift: tl.tensor,
+    others: tl.tensor,
+    slope: tl.tensor,
+    score: tl.tensor,
+    ENTROPY: tl.constexpr,
+) -> tuple[tl.tensor, ...]:
+    """The same where the best token need not be the highest."""
+    low = -float("inf")
+    noisy = logit.to(tl.float64) + noise
+    take = noisy > score
+    beaten = tl.where(take, own, logit)
+    top = tl.maximum(shift, logit)
+    scale = weight(shift, top)
+    if ENTROPY:
+        drop = tl.where(shift == low, 0.0, shift - top)
+        slope = scale * (slope + drop * (others + weight(own, shift)))
+        rise = tl.where(logit == low, 0.0, logit - top)
+        slope += weight(logit, top) * rise
+    others = scale * others + weight(beaten, top)
+    own = tl.where(take, logit, own)
+    score = tl.where(take, noisy, score)
+    return tl.where(take, tile, tiles), own, top, others, slope, score
