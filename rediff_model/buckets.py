@@ -187,12 +187,10 @@ class Part:
                 bias_RN = bucket.bias_GN[prompts_R, 0 if sees_canvas else bucket.canvas :]
         spans_G = spans_R = None
         if bucket.spans is not None:
-            chosen = torch.arange(canvases.start, canvases.stop, device=bucket.spans.keys_S.device)
-            spans_G = _spans_of(bucket, chosen, bucket.canvas, 0)
+            spans_G = _spans_of(bucket.spans, canvases, bucket.canvas, 0)
             if prompts_R is not None:
-                every = torch.arange(len(bucket.sequences), device=chosen.device)
                 skipped = 0 if sees_canvas else bucket.canvas
-                spans_R = _spans_of(bucket, every[prompts_R], bucket.prompt, skipped)
+                spans_R = _spans_of(bucket.spans, prompts_R, bucket.prompt, skipped)
         return cls(
             bucket,
             canvases,
@@ -285,26 +283,16 @@ class BucketAttend:
 
 def _canvas_spans(buffers: Buffers, canvas: int, length_G: Tensor, longest: int) -> Spans:
     """Canvas and prompt rows of every sequence, seen by its canvas rows."""
-    sequences, rows = len(length_G), buffers.keys[0].shape[1]
-    at_G = torch.arange(sequences + 1, dtype=torch.int32, device=length_G.device)
+    rows = buffers.keys[0].shape[1]
+    at_G = torch.arange(len(length_G), dtype=torch.int32, device=length_G.device)
     first_G = at_G * rows + (buffers.canvas - canvas)
-    first_G[-1] = buffers.capacity * rows
-    return Spans(at_G * canvas, first_G, (length_G + canvas).int(), canvas, canvas + longest)
+    return Spans.of(first_G, (length_G + canvas).int(), canvas, canvas + longest)
 
 
-def _spans_of(bucket: Bucket, chosen_S: Tensor, queries: int, skipped: int) -> Spans:
+def _spans_of(whole: Spans, chosen: slice | Tensor, queries: int, skipped: int) -> Spans:
     """Of some sequences, with so many queries each, which do not see the first `skipped` rows."""
-    whole = bucket.spans
-    assert whole is not None
-    at_S = torch.arange(len(chosen_S) + 1, dtype=torch.int32, device=chosen_S.device)
-    first_S = whole.first_keys_S[:-1][chosen_S] + skipped
-    return Spans(
-        at_S * queries,
-        torch.cat((first_S, whole.first_keys_S[-1:])),
-        whole.keys_S[chosen_S] - skipped,
-        queries,
-        whole.most_keys - skipped,
-    )
+    first_S, keys_S = whole.first_keys_S[chosen] + skipped, whole.keys_S[chosen] - skipped
+    return Spans.of(first_S, keys_S, queries, whole.most_keys - skipped)
 
 
 def padded(prompt_PD: Tensor, rows: int) -> Tensor:

@@ -1,10 +1,11 @@
 """Attention over buffers in place, without padding: `torch.nn.attention.varlen` on a GPU.
 
 Each sequence names its first key in the flat buffer and how many follow, so nothing is copied and
-no mask is read.
+no mask is read. The kernel wants keys without gaps: what lies between two sequences is one more,
+with no query.
 
-Shape suffixes: S sequences, T packed query rows, N rows of a buffer, H query heads, K key/value
-heads, E head size.
+Shape suffixes: S sequences, W = 2 S - 1 with the gaps between them, T packed query rows, N rows
+of a buffer, H query heads, K key/value heads, E head size.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from functools import cache
+from inspect import signature
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,33 +32,54 @@ TOLERANCE = 0.02
 class Spans:
     """Which keys the queries of each sequence see; int32, on the device."""
 
-    query_ends_S: Tensor
-    """[S + 1]: the queries of sequence s are rows ends[s] to ends[s + 1]."""
     first_keys_S: Tensor
-    """[S + 1]: its first key's row in the flat buffer; the last entry is the buffer's length."""
+    """The row of a sequence's first key in the flat buffer, ascending."""
     keys_S: Tensor
-    """[S]: how many rows from there on it sees."""
-    most_queries: int
+    """How many rows from there on it sees."""
+    queries: int
+    """Of each sequence."""
     most_keys: int
+    query_edges_W: Tensor
+    """[W + 1]: where the queries of sequences and gaps begin, and where the last ones end."""
+    key_edges_W: Tensor
+    """[W + 1]: the same of the keys."""
+
+    @classmethod
+    def of(cls, first_keys_S: Tensor, keys_S: Tensor, queries: int, most_keys: int) -> Spans:
+        """With edges. No sequence may reach into the next one."""
+        count = len(keys_S)
+        at_S = torch.arange(count, dtype=torch.int32, device=keys_S.device) * queries
+        query_edges = torch.stack((at_S, at_S + queries), dim=1).flatten()
+        key_edges = torch.stack((first_keys_S, first_keys_S + keys_S), dim=1).flatten()
+        return cls(first_keys_S, keys_S, queries, most_keys, query_edges, key_edges.int())
 
 
 def packed_attend(query_THE: Tensor, key: Tensor, value: Tensor, spans: Spans) -> Tensor:
     """[T, H, E] from packed queries and whole buffers [S', N, K, E] of any number of sequences."""
     from torch.nn.attention.varlen import varlen_attn
 
+    # An older torch takes fewer key than query heads without a word.
+    grouped = query_THE.shape[1] != key.shape[2] and _says_grouped()
     output = varlen_attn(
         query_THE.contiguous(),
         key.flatten(0, 1),
         value.flatten(0, 1),
-        spans.query_ends_S,
-        spans.first_keys_S,
-        spans.most_queries,
+        spans.query_edges_W,
+        spans.key_edges_W,
+        spans.queries,
         spans.most_keys,
-        enable_gqa=query_THE.shape[1] != key.shape[2],
-        seqused_k=spans.keys_S,
+        **({"enable_gqa": True} if grouped else {}),
     )
     assert isinstance(output, torch.Tensor)
     return output
+
+
+@cache
+def _says_grouped() -> bool:
+    """Whether this torch wants to be told of fewer key heads."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return "enable_gqa" in signature(varlen_attn).parameters
 
 
 def runs_packed(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
@@ -68,23 +91,19 @@ def runs_packed(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool
 
 @cache
 def _agrees(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
-    """Whether `varlen_attn` knows `seqused_k` and says what the fused attention says."""
+    """Whether `varlen_attn` skips gaps and says what the fused attention says."""
     generator = torch.Generator().manual_seed(0)
     drawn = [torch.randn(3, 24, 2, head_dim, generator=generator) for _ in range(3)]
     queries, key, value = (rows.to(device, dtype) for rows in drawn)
     first, counts, queried = (4, 6, 2), (9, 18, 1), 8
-    spans = Spans(
-        torch.tensor([0, queried, 2 * queried, 3 * queried], dtype=torch.int32, device=device),
-        torch.tensor(
-            [24 * s + row for s, row in enumerate(first)] + [72], dtype=torch.int32, device=device
-        ),
-        torch.tensor(counts, dtype=torch.int32, device=device),
-        queried,
-        max(counts),
+    begins = [24 * s + row for s, row in enumerate(first)]
+    begin_S, count_S = (
+        torch.tensor(numbers, dtype=torch.int32, device=device) for numbers in (begins, counts)
     )
+    spans = Spans.of(begin_S, count_S, queried, max(counts))
     try:
         got = packed_attend(queries[:, :queried].flatten(0, 1), key, value, spans)
-    # An older torch does not know the argument; another GPU not the kernel.
+    # Not every torch has the function, nor every GPU the kernel.
     except (ImportError, RuntimeError, TypeError, ValueError) as error:
         logger.info("packed attention is not available: %s", error)
         return False

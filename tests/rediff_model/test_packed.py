@@ -5,7 +5,8 @@ Where there is no GPU, a plain function of the same signature stands in for the 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -32,23 +33,25 @@ def plain_varlen(
     max_q: int,
     max_k: int,
     *,
-    enable_gqa: bool,
-    seqused_k: Tensor,
+    enable_gqa: bool = False,
 ) -> Tensor:
     """`torch.nn.attention.varlen.varlen_attn`, a sequence at a time."""
-    assert len(cu_seq_q) == len(cu_seq_k) == len(seqused_k) + 1
-    assert {part.dtype for part in (cu_seq_q, cu_seq_k, seqused_k)} == {torch.int32}
+    assert len(cu_seq_q) == len(cu_seq_k)
+    assert {cu_seq_q.dtype, cu_seq_k.dtype} == {torch.int32}
+    assert enable_gqa == (query.shape[1] != key.shape[1])
+    queries, keys = cu_seq_q.tolist(), cu_seq_k.tolist()
+    assert keys == sorted(keys), "a sequence reads into the next one"
+    assert keys[-1] <= len(key)
     output = torch.full_like(query, torch.nan)
-    for s, used in enumerate(seqused_k.tolist()):
-        first, last = cu_seq_q[s : s + 2].tolist()
-        begin = int(cu_seq_k[s])
-        assert begin + used <= int(cu_seq_k[s + 1]), "a sequence reads into the next one"
+    for (first, last), (begin, end) in zip(pairwise(queries), pairwise(keys), strict=True):
+        if first == last:
+            continue
         assert last - first <= max_q
-        assert used <= max_k
+        assert end - begin <= max_k
         seen = scaled_dot_product_attention(
             query[None, first:last].transpose(1, 2),
-            key[None, begin : begin + used].transpose(1, 2),
-            value[None, begin : begin + used].transpose(1, 2),
+            key[None, begin:end].transpose(1, 2),
+            value[None, begin:end].transpose(1, 2),
             enable_gqa=enable_gqa,
         )
         output[first:last] = seen[0].transpose(0, 1)
@@ -60,11 +63,14 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sequences of every call of the stand-in."""
     made: list[int] = []
 
-    def counted(query: Tensor, *args: object, **options: object) -> Tensor:
-        made.append(len(args[3]) - 1)  # type: ignore[arg-type]
-        return plain_varlen(query, *args, **options)  # type: ignore[arg-type]
+    def counted(
+        query: Tensor, key: Tensor, value: Tensor, cu_seq_q: Tensor, *args: Any, **options: Any
+    ) -> Tensor:
+        made.append(len(cu_seq_q) // 2)
+        return plain_varlen(query, key, value, cu_seq_q, *args, **options)
 
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", counted)
+    monkeypatch.setattr(packed, "_says_grouped", lambda: True)
     monkeypatch.setattr(buckets, "runs_packed", lambda *_: True)
     return made
 
