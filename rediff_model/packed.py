@@ -14,7 +14,7 @@ import logging
 from dataclasses import dataclass
 from functools import cache
 from inspect import signature
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -60,6 +60,7 @@ def packed_attend(query_THE: Tensor, key: Tensor, value: Tensor, spans: Spans) -
 
     # An older torch takes fewer key than query heads without a word.
     grouped = query_THE.shape[1] != key.shape[2] and _says_grouped()
+    options: dict[str, Any] = {"enable_gqa": True} if grouped else {}
     output = varlen_attn(
         query_THE.contiguous(),
         key.flatten(0, 1),
@@ -68,7 +69,7 @@ def packed_attend(query_THE: Tensor, key: Tensor, value: Tensor, spans: Spans) -
         spans.key_edges_W,
         spans.queries,
         spans.most_keys,
-        **({"enable_gqa": True} if grouped else {}),
+        **options,
     )
     assert isinstance(output, torch.Tensor)
     return output
