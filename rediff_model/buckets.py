@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional
 
 from rediff_model.cache import attend
-from rediff_model.packed import Spans, packed_attend, runs_packed
+from rediff_model.packed import Packed, PackedPart, runs_packed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,18 +41,14 @@ class Bucket:
     """Canvas rows of each."""
     ages: tuple[int, ...]
     """Forward passes of each."""
-    position_GC: Tensor
-    bias_GN: Tensor | None
-    """-inf over canvas and prompt rows that are padding; None if there is none, or `spans`."""
-    spans: Spans | None
-    """Of the canvases, one after the other; None where attention does not run packed."""
+    layout: Packed | Padded
     moves: int
     """`Buffers.moves` when it was laid out."""
 
     @classmethod
     def empty(cls, buffers: Buffers) -> Bucket:
         no_rows = torch.zeros((0, 0), dtype=torch.int64, device=buffers.keys[0].device)
-        return cls(buffers, (), (), (), (), no_rows, None, None, buffers.moves[0])
+        return cls(buffers, (), (), (), (), Padded(no_rows, None), buffers.moves[0])
 
     @classmethod
     def lay_out(
@@ -63,26 +59,15 @@ class Bucket:
         rows: Sequence[int],
         ages: Sequence[int],
     ) -> Bucket:
-        device, dtype = buffers.keys[0].device, buffers.keys[0].dtype
-        length_G1, rows_G1 = torch.tensor((lengths, rows)).to(device)[:, :, None]
-        at_C, at_P = (torch.arange(max(sizes), device=device) for sizes in (rows, lengths))
-        bias_GN = spans = None
-        # A short canvas leaves a gap before its prompt, which spans cannot tell of.
-        if len(set(rows)) == 1 and runs_packed(device, dtype, buffers.keys[0].shape[-1]):
-            spans = _canvas_spans(buffers, rows[0], length_G1[:, 0], max(lengths))
-        elif len(set(lengths)) > 1 or len(set(rows)) > 1:
-            allowed_GN = torch.cat((at_C < rows_G1, at_P < length_G1), dim=1)
-            bias_GN = torch.zeros(allowed_GN.shape, dtype=dtype, device=device)
-            bias_GN.masked_fill_(~allowed_GN, -torch.inf)
+        like = buffers.keys[0]
+        kind = Packed if runs_packed(like.device, like.dtype, like.shape[-1]) else Padded
         return cls(
             buffers,
             tuple(sequences),
             tuple(lengths),
             tuple(rows),
             tuple(ages),
-            length_G1 + at_C,
-            bias_GN,
-            spans,
+            kind.lay_out(buffers, lengths, rows),
             buffers.moves[0],
         )
 
@@ -106,8 +91,30 @@ class Bucket:
 
     @property
     def canvas(self) -> int:
-        """Canvas rows that run for each sequence."""
+        """Canvas rows of the longest."""
         return max(self.rows)
+
+    @property
+    def columns(self) -> tuple[int, ...]:
+        """Canvas rows that run of each sequence."""
+        packed = isinstance(self.layout, Packed)
+        return self.rows if packed else (self.canvas,) * len(self.rows)
+
+    def part(
+        self, canvases: range, prompts: Sequence[int], *, sees_canvas: bool
+    ) -> PackedPart | PaddedPart:
+        """The canvases of a range of rows, and the prompts of others, ascending.
+
+        Raises:
+            RuntimeError: the prompts have moved since this was laid out.
+        """
+        if self.moves != self.buffers.moves[0]:
+            raise RuntimeError("a later state has moved the prompts of this one")
+        if isinstance(self.layout, Packed):
+            return PackedPart.of(
+                self.buffers, self.layout, canvases, prompts, sees_canvas=sees_canvas
+            )
+        return PaddedPart.of(self, self.layout, canvases, prompts, sees_canvas=sees_canvas)
 
     @property
     def prompt(self) -> int:
@@ -148,10 +155,32 @@ class Bucket:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Padded:
+    """The sequences of a bucket as if all were as long as the longest, with what is not hidden."""
+
+    position_GC: Tensor
+    bias_GN: Tensor | None
+    """-inf over canvas and prompt rows that are padding; None if there is none."""
+
+    @classmethod
+    def lay_out(cls, buffers: Buffers, lengths: Sequence[int], rows: Sequence[int]) -> Padded:
+        device, dtype = buffers.keys[0].device, buffers.keys[0].dtype
+        length_G1, rows_G1 = torch.tensor((lengths, rows)).to(device)[:, :, None]
+        at_C, at_P = (torch.arange(max(sizes), device=device) for sizes in (rows, lengths))
+        bias_GN = None
+        if len(set(lengths)) > 1 or len(set(rows)) > 1:
+            allowed_GN = torch.cat((at_C < rows_G1, at_P < length_G1), dim=1)
+            bias_GN = torch.zeros(allowed_GN.shape, dtype=dtype, device=device)
+            bias_GN.masked_fill_(~allowed_GN, -torch.inf)
+        return cls(length_G1 + at_C, bias_GN)
+
+
+@dataclass(frozen=True, slots=True)
+class PaddedPart:
     """What a forward pass runs of a bucket: canvases of some rows, prompts of some, or both."""
 
     bucket: Bucket
+    position_GC: Tensor
     canvases: slice
     """Of which rows the canvases run."""
     prompts_R: slice | Tensor | None
@@ -159,48 +188,34 @@ class Part:
     """How many prompts."""
     bias_GN: Tensor | None
     bias_RN: Tensor | None
-    spans_G: Spans | None
-    spans_R: Spans | None
     sees_canvas: bool
     """Prompt rows attend to the canvas as well (full attention)."""
 
     @classmethod
     def of(
-        cls, bucket: Bucket, canvases: slice, prompts: Sequence[int], *, sees_canvas: bool
-    ) -> Part:
-        """The canvases of a range of rows, and the prompts of others, ascending.
-
-        Raises:
-            RuntimeError: the bucket's prompts have moved since it was laid out.
-        """
-        if bucket.moves != bucket.buffers.moves[0]:
-            raise RuntimeError("a later state has moved the prompts of this one")
+        cls,
+        bucket: Bucket,
+        layout: Padded,
+        canvases: range,
+        prompts: Sequence[int],
+        *,
+        sees_canvas: bool,
+    ) -> PaddedPart:
+        """As `Bucket.part`."""
+        rows = slice(canvases.start, canvases.stop)
+        position_GC = layout.position_GC[rows]
         prompts_R: slice | Tensor | None = None
         if prompts and prompts[-1] - prompts[0] + 1 == len(prompts):
             prompts_R = slice(prompts[0], prompts[-1] + 1)
         elif prompts:
-            prompts_R = torch.tensor(prompts).to(bucket.position_GC.device)
+            prompts_R = torch.tensor(prompts).to(position_GC.device)
         bias_GN = bias_RN = None
-        if bucket.bias_GN is not None:
-            bias_GN = bucket.bias_GN[canvases]
+        if layout.bias_GN is not None:
+            bias_GN = layout.bias_GN[rows]
             if prompts_R is not None:
-                bias_RN = bucket.bias_GN[prompts_R, 0 if sees_canvas else bucket.canvas :]
-        spans_G = spans_R = None
-        if bucket.spans is not None:
-            spans_G = _spans_of(bucket.spans, canvases, bucket.canvas, 0)
-            if prompts_R is not None:
-                skipped = 0 if sees_canvas else bucket.canvas
-                spans_R = _spans_of(bucket.spans, prompts_R, bucket.prompt, skipped)
+                bias_RN = layout.bias_GN[prompts_R, 0 if sees_canvas else bucket.canvas :]
         return cls(
-            bucket,
-            canvases,
-            prompts_R,
-            len(prompts),
-            bias_GN,
-            bias_RN,
-            spans_G,
-            spans_R,
-            sees_canvas,
+            bucket, position_GC, rows, prompts_R, len(prompts), bias_GN, bias_RN, sees_canvas
         )
 
     @property
@@ -212,13 +227,25 @@ class Part:
     def prompt_rows(self) -> int:
         return self.count * self.bucket.prompt
 
-    def positions(self) -> list[Tensor]:
+    @property
+    def position_T(self) -> Tensor:
         """Of the canvas rows, then of the prompt rows."""
-        found = [self.bucket.position_GC[self.canvases].flatten()]
+        found = [self.position_GC.flatten()]
         if self.count:
-            at_P = torch.arange(self.bucket.prompt, device=self.bucket.position_GC.device)
+            at_P = torch.arange(self.bucket.prompt, device=self.position_GC.device)
             found.append(at_P.repeat(self.count))
-        return found
+        return torch.cat(found)
+
+    def prompts(self) -> Tensor:
+        """The embedded prompts that run, [T, D]."""
+        prompt_GPD = self.bucket.buffers.prompt_GPD
+        assert prompt_GPD is not None
+        assert self.prompts_R is not None
+        return prompt_GPD[self.prompts_R, : self.bucket.prompt].flatten(0, 1)
+
+    def joined(self, prompts: Sequence[Tensor]) -> Tensor:
+        """Prompts [P, D] of the sequences that run, as rows of a pass."""
+        return torch.cat([padded(prompt_PD, self.bucket.prompt) for prompt_PD in prompts])
 
     def attend(
         self,
@@ -247,14 +274,10 @@ class Part:
                 own = rows_TKE[split:].view(self.count, -1, *heads)
                 buffer[self.prompts_R, edge:end] = own
         outputs = []
-        if split and self.spans_G is not None:
-            outputs.append(packed_attend(query_THE[:split], *stored, self.spans_G))
-        elif split:
+        if split:
             keys, values = (buffer[self.canvases, begin:end] for buffer in stored)
             outputs.append(attend(query_THE[:split], keys, values, self.bias_GN, bounded))
-        if self.spans_R is not None:
-            outputs.append(packed_attend(query_THE[split:], *stored, self.spans_R))
-        elif self.prompts_R is not None:
+        if self.prompts_R is not None:
             first = begin if self.sees_canvas else edge
             keys, values = (buffer[self.prompts_R, first:end] for buffer in stored)
             outputs.append(attend(query_THE[split:], keys, values, self.bias_RN, bounded))
@@ -265,7 +288,7 @@ class Part:
 class BucketAttend:
     """Attention of packed rows: those of one part after the other."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[PackedPart | PaddedPart, ...]
     bounded: bool = False
 
     def __call__(self, layer: int, query_THE: Tensor, key_TKE: Tensor, value_TKE: Tensor) -> Tensor:
@@ -279,20 +302,6 @@ class BucketAttend:
         columns = zip(self.parts, queries, keys, values, strict=True)
         seen = [part.attend(layer, *rows, bounded=self.bounded) for part, *rows in columns]
         return torch.cat(seen)
-
-
-def _canvas_spans(buffers: Buffers, canvas: int, length_G: Tensor, longest: int) -> Spans:
-    """Canvas and prompt rows of every sequence, seen by its canvas rows."""
-    rows = buffers.keys[0].shape[1]
-    at_G = torch.arange(len(length_G), dtype=torch.int32, device=length_G.device)
-    first_G = at_G * rows + (buffers.canvas - canvas)
-    return Spans.of(first_G, (length_G + canvas).int(), canvas, canvas + longest)
-
-
-def _spans_of(whole: Spans, chosen: slice | Tensor, queries: int, skipped: int) -> Spans:
-    """Of some sequences, with so many queries each, which do not see the first `skipped` rows."""
-    first_S, keys_S = whole.first_keys_S[chosen] + skipped, whole.keys_S[chosen] - skipped
-    return Spans.of(first_S, keys_S, queries, whole.most_keys - skipped)
 
 
 def padded(prompt_PD: Tensor, rows: int) -> Tensor:

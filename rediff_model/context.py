@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
-from rediff_model.buckets import Bucket, BucketAttend, Part, padded
+from rediff_model.buckets import Bucket, BucketAttend, PaddedPart
 from rediff_model.buffers import Buffers, room
 from rediff_model.compiled import CompiledDecoder
 from rediff_model.crew import spread
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rediff_model.language import Decoder, LanguageModel
+    from rediff_model.packed import PackedPart
+
+    Part = PackedPart | PaddedPart
 
 ROWS_AT_ONCE = 512
 """Rows of a pass on a CPU: what lies between two products stays in the processor's cache."""
@@ -114,9 +117,8 @@ class Context:
                 for start in range(0, len(numbers), width):
                     some = numbers[start : start + width]
                     new = range(first + start, first + start + len(some))
-                    part = Part.of(bucket, slice(0, 0), new, sees_canvas=False)
-                    rows_TD = torch.cat([padded(prompts[one], bucket.prompt) for one in some])
-                    jobs.append((part, rows_TD))
+                    part = bucket.part(range(0), new, sees_canvas=False)
+                    jobs.append((part, part.joined([prompts[one] for one in some])))
         if jobs:
             self._prefill(jobs)
         return self._of((*self.rows, *rows), tuple(buckets.values()))
@@ -172,9 +174,8 @@ class Context:
         packed: list[Tensor] = []
         for part, rows_TD in zip(parts, own, strict=True):
             packed.append(rows_TD)
-            prompt_GPD = part.bucket.buffers.prompt_GPD
-            if part.prompts_R is not None and prompt_GPD is not None:
-                packed.append(prompt_GPD[part.prompts_R, : part.bucket.prompt].flatten(0, 1))
+            if part.prompt_rows:
+                packed.append(part.prompts())
         if len(packed) == len(parts):
             return self._run(parts, packed, ids_T)
         hidden_TD = self._run(parts, packed)
@@ -206,9 +207,9 @@ class Context:
             each = bucket.canvas + (bucket.prompt if due else 0)
             width = min(count, max(1, most // each))
             for first in range(0, count, width):
-                canvases = slice(first, min(first + width, count))
-                prompts = [row for row in due if canvases.start <= row < canvases.stop]
-                part = Part.of(bucket, canvases, prompts, sees_canvas=True)
+                canvases = range(first, min(first + width, count))
+                prompts = [row for row in due if row in canvases]
+                part = bucket.part(canvases, prompts, sees_canvas=True)
                 if parts and rows + part.canvas_rows + part.prompt_rows > most:
                     yield parts
                     parts, rows = [], 0
@@ -231,7 +232,7 @@ class Context:
         self, parts: Sequence[Part], packed: Sequence[Tensor], ids_T: Tensor | None = None
     ) -> Tensor:
         """Rows of all parts, one after the other, through the model; `ids_T` if all have ids."""
-        position_T = torch.cat([position_T for part in parts for position_T in part.positions()])
+        position_T = torch.cat([part.position_T for part in parts])
         rows_TD = torch.cat(list(packed))
         if isinstance(self.decoder, LeanDecoder):
             attend = BucketAttend(tuple(parts), self.decoder.bounded)
@@ -267,11 +268,11 @@ class Context:
         order = [
             sequence * columns + column
             for bucket in buckets
-            for sequence in bucket.sequences
-            for column in range(bucket.canvas)
+            for sequence, count in zip(bucket.sequences, bucket.columns, strict=True)
+            for column in range(count)
         ]
         index_T = None
         if order != list(range(len(rows) * columns)):
-            index_T = torch.tensor(order).to(buckets[0].position_GC.device)
+            index_T = torch.tensor(order).to(self.embedding_VD.device)
         recording = None if self.recording is None else Recording(self.recording.recorder)
         return replace(self, rows=rows, buckets=buckets, index_T=index_T, recording=recording)

@@ -1,20 +1,17 @@
-"""Attention in place over the buffers, and the tokens that come of it.
-
-Where there is no GPU, a plain function of the same signature stands in for the kernel.
-"""
+"""Attention in place over the buffers, and the tokens that come of it."""
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+from packed_case import run_packed
 
 from rediff_model import buckets, packed, reference
 from rediff_model.config import LanguageConfig, PrefixAttention
 from rediff_model.language import LanguageModel
+from rediff_model.lean import LeanDecoder
 from rediff_model.sampler import generate, join, open_state, step
 from rediff_model.settings import SamplerSettings, TokenIds
 
@@ -24,55 +21,10 @@ if TYPE_CHECKING:
 IDS = TokenIds(mask=95, suppressed=(94, 93), stop=92)
 
 
-def plain_varlen(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    cu_seq_q: Tensor,
-    cu_seq_k: Tensor,
-    max_q: int,
-    max_k: int,
-    *,
-    enable_gqa: bool = False,
-) -> Tensor:
-    """`torch.nn.attention.varlen.varlen_attn`, a sequence at a time."""
-    assert len(cu_seq_q) == len(cu_seq_k)
-    assert {cu_seq_q.dtype, cu_seq_k.dtype} == {torch.int32}
-    assert enable_gqa == (query.shape[1] != key.shape[1])
-    queries, keys = cu_seq_q.tolist(), cu_seq_k.tolist()
-    assert keys == sorted(keys), "a sequence reads into the next one"
-    assert keys[-1] <= len(key)
-    output = torch.full_like(query, torch.nan)
-    for (first, last), (begin, end) in zip(pairwise(queries), pairwise(keys), strict=True):
-        if first == last:
-            continue
-        assert last - first <= max_q
-        assert end - begin <= max_k
-        seen = scaled_dot_product_attention(
-            query[None, first:last].transpose(1, 2),
-            key[None, begin:end].transpose(1, 2),
-            value[None, begin:end].transpose(1, 2),
-            enable_gqa=enable_gqa,
-        )
-        output[first:last] = seen[0].transpose(0, 1)
-    return output
-
-
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sequences of every call of the stand-in."""
-    made: list[int] = []
-
-    def counted(
-        query: Tensor, key: Tensor, value: Tensor, cu_seq_q: Tensor, *args: Any, **options: Any
-    ) -> Tensor:
-        made.append(len(cu_seq_q) // 2)
-        return plain_varlen(query, key, value, cu_seq_q, *args, **options)
-
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", counted)
-    monkeypatch.setattr(packed, "_says_grouped", lambda: True)
-    monkeypatch.setattr(buckets, "runs_packed", lambda *_: True)
-    return made
+    return run_packed(monkeypatch)
 
 
 def model_of(prefix_attention: PrefixAttention) -> LanguageModel:
@@ -129,11 +81,28 @@ def test_a_prompt_that_is_refreshed_less_often_runs_alone(calls: list[int]) -> N
     assert packed_ids == [one.ids for one in made]
 
 
-def test_canvases_of_several_lengths_share_a_bucket_without_it(calls: list[int]) -> None:
-    model = model_of("prefix")
-    prompts = [torch.randn(5, 32, dtype=torch.float64) for _ in range(2)]
-    settings = [SamplerSettings(canvas_length=length, tokens_per_step=4) for length in (15, 16)]
+@pytest.mark.parametrize("prefix_attention", ["full", "prefix"])
+def test_nothing_is_padded_where_lengths_differ(
+    prefix_attention: PrefixAttention, calls: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_of(prefix_attention)
+    passes: list[int] = []
+    forward = LeanDecoder.__call__
+
+    def count(decoder: LeanDecoder, hidden_TD: Tensor, *rest: Any) -> Tensor:
+        passes.append(len(hidden_TD))
+        return forward(decoder, hidden_TD, *rest)
+
+    monkeypatch.setattr(LeanDecoder, "__call__", count)
+    prompts = [torch.randn(rows, 32, dtype=torch.float64) for rows in (5, 7, 6)]
+    settings = [SamplerSettings(canvas_length=rows, tokens_per_step=4) for rows in (13, 16, 15)]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     found = generate(model, prompts, settings, IDS)
+    torch.set_num_threads(threads)
+    first = [18, 44] if prefix_attention == "prefix" else [62]
+    assert passes[: len(first)] == first
+    assert calls
     for prompt, one, made in zip(prompts, settings, found, strict=True):
         assert made.canvas == reference.generate(model, prompt, one, IDS).canvas
 

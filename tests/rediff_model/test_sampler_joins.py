@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from packed_case import run_packed
 from sampler_case import HIDDEN, IDS, any_settings, assert_equal, model_of, prompt_of
 
 from rediff_model import context, reference, sampler
@@ -35,9 +36,21 @@ arrivals = st.lists(
 """Settings, prompt length and seed, the step to join at, and steps until it is dropped."""
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-@given(arrivals, st.sampled_from(["full", "prefix"]), st.integers(0, 2))
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(arrivals, st.sampled_from(["full", "prefix"]), st.integers(0, 2), st.booleans())
 def test_equals_the_reference_whenever_requests_come_and_go(
+    batch: list[tuple[SamplerSettings, int, int, int, int | None]],
+    prefix_attention: Any,
+    seed: int,
+    packed: bool,
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        if packed:
+            run_packed(patch)
+        _come_and_go(batch, prefix_attention, seed)
+
+
+def _come_and_go(
     batch: list[tuple[SamplerSettings, int, int, int, int | None]],
     prefix_attention: Any,
     seed: int,
