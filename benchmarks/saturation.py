@@ -228,7 +228,7 @@ def _where(work: Work, interval: int | None, running: int, lines: int) -> list[d
     activities = [torch.profiler.ProfilerActivity.CPU]
     if cuda:
         activities.append(torch.profiler.ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=activities) as profile:
+    with torch.profiler.profile(activities=activities, acc_events=True) as profile:
         for _ in range(3):
             state, _ = step(work.model, state)
     column = "self_device_time_total" if cuda else "self_cpu_time_total"
