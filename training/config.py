@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 
 class TrainConfigError(ValueError):
@@ -53,11 +53,22 @@ class Training(Strict):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            lines = (
-                f"{path}: {'.'.join(map(str, item['loc']))}: {item['msg']}, got {item['input']!r}"
-                for item in error.errors(include_url=False)
-            )
-            raise TrainConfigError("\n".join(lines)) from None
+            raise TrainConfigError("\n".join(_faults(error, path))) from None
+
+
+def _faults(error: ValidationError, path: Path) -> Iterator[str]:
+    """A line each; of a list whose items are wrong, the items alone."""
+    items = error.errors(include_url=False)
+    places = [item["loc"] for item in items]
+    for item, place in zip(items, places, strict=True):
+        if any(len(other) > len(place) and other[: len(place)] == place for other in places):
+            continue
+        message = item["msg"].removeprefix("Value error, ")
+        if place:
+            yield f"{path}: {'.'.join(map(str, place))}: {message}, got {item['input']!r}"
+        else:
+            # Values that do not go together name themselves.
+            yield f"{path}: {message}"
 
 
 class ModelShape(Strict):

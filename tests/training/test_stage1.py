@@ -194,6 +194,17 @@ def test_a_wrong_configuration_is_named(tmp_path: Path, text: str, fault: str) -
         SceneTraining.read(path)
 
 
+def test_every_fault_has_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "train.yaml"
+    path.write_text("tower: x\nphases: [{steps: 5, replace: 1.5}]\nema: 2")
+    with pytest.raises(TrainConfigError) as raised:
+        SceneTraining.read(path)
+    assert [line.split(": ")[1] for line in str(raised.value).splitlines()] == [
+        "phases.0.replace",
+        "ema",
+    ]
+
+
 def test_overrides_replace_single_values(tmp_path: Path) -> None:
     path = tmp_path / "train.yaml"
     path.write_text("tower: x\nphases: [{steps: 5}]\ndata: {scenes: 7}")
