@@ -299,7 +299,7 @@ def test_random_ids_are_no_special_tokens(base: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
-        ({"batch_size": 5}, "^[^:]*: batch_size 5 is no multiple of micro_batch 2$"),
+        ({"batch_size": 5}, "batch_size 5 is no multiple of micro_batch 2"),
         ({"train": ["vision"], "lora": {}}, "lora adapts the language model"),
         ({"train": ["vision", "vision"]}, "names a part twice"),
         ({"data": {"kind": "conversations", "fill_canvas": True}, "loss": {"compat": "official"}},
