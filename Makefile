@@ -8,7 +8,8 @@ DEV_STAMP := $(VENV)/.installed-dev
 JOBS ?= 2
 SOURCES := server rediff_model kernels training benchmarks tests scripts
 
-.PHONY: install serve test test-system test-browser check fix bench gate embedded gpu-check clean
+.PHONY: install serve test test-system test-browser check fix bench gate embedded \
+	embedded-mask-only gpu-check clean
 
 # torch goes in first and alone: with it in place no other package pulls a CUDA build.
 $(STAMP): pyproject.toml
@@ -79,6 +80,11 @@ embedded: $(DEV_STAMP)
 	test -d runs/embedded || $(BIN)/python scripts/average_checkpoints.py --share 0.75 \
 		runs/embedded-stage2-2/round-0/checkpoint runs/embedded-control/round-0/checkpoint \
 		runs/embedded
+
+# Plain denoising alone, to compare with; two hours on one core.
+embedded-mask-only: $(DEV_STAMP)
+	$(BIN)/rediff train stage1 --config training/configs/embedded-mask-only-cpu.yaml \
+		--out runs/embedded-mask-only
 
 # Installs nothing: make gpu-check PYTHON=python3 runs where torch, triton and transformers are.
 gpu-check:
