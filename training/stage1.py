@@ -17,6 +17,7 @@ from rediff_model.config import LanguageConfig, ModelConfig, VisionConfig
 from rediff_model.efficientnet import FEATURE_CHANNELS, STRIDE
 from rediff_model.model import CaptionModel
 from rediff_model.prompt import DEFAULT_QUESTION, TextCodec, conversation
+from training.claim import claim
 from training.loop import LoopSettings, train
 from training.scenes import alignment
 from training.scenes.atlas import Atlas
@@ -58,6 +59,8 @@ TOWER_PREFIX = "model.vision_tower."
 PROJECTOR_PREFIX = "model.mm_projector."
 ALIGN_PICTURES = 32
 """Pictures a step of the alignment."""
+FREE = ("threads", "compiled", "save_every", "evaluate_every")
+"""What may change when a run is resumed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +78,16 @@ class SceneRun:
 
 
 def run(config: SceneTraining, folder: Path) -> Path:
-    """Train, resuming whatever `folder` holds, and return the folder of the finished checkpoint."""
+    """Train, resuming whatever `folder` holds, and return the folder of the finished checkpoint.
+
+    Raises:
+        TrainConfigError: the run was begun with another configuration.
+    """
     if config.threads:
         torch.set_num_threads(config.threads)
     group = processes()
+    with group.main_process_first():
+        claim(folder, config, FREE)
     scene_run = prepare(config, folder)
     cache = folder.parent / "features"
     first, count, held = config.data.first_seed, config.data.scenes, config.data.validation_scenes

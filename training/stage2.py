@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from rediff_model.prompt import DEFAULT_QUESTION
 from rediff_model.settings import Preferences, TokenIds
+from training import stage1
 from training.claim import claim
 from training.config import SceneTraining, Strict
 from training.correct import correct
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FREE = ("threads", "compiled", "rounds")
+FREE = (*stage1.FREE, "rounds")
 """What may change when a round is resumed."""
 
 
@@ -134,7 +135,8 @@ def run_round(config: SceneCorrection, folder: Path, number: int) -> Path:
     canvases = states = None
     if config.correction_share:
         first = config.drafts.first + number * config.drafts.scenes
-        if group.is_main_process:
+        # What is trained on must not change any more, such as by answers that come late.
+        if group.is_main_process and not (here / "captions").exists():
             collect(config, scene_run, features, range(first, first + config.drafts.scenes))
         wait_for(here / "counts.json")
         group.wait_for_everyone()

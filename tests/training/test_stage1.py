@@ -82,6 +82,17 @@ def test_a_run_ends_in_a_checkpoint_that_captions(tower_file: Path, tmp_path: Pa
     assert any("slot_mean" in json.loads(line) for line in log)
 
 
+def test_another_configuration_does_not_resume(tower_file: Path, tmp_path: Path) -> None:
+    run(tiny(tower_file, phases=[{"steps": 1}]), tmp_path / "run")
+    for changes, fault in (
+        ({"optimiser": {"adamw": 1e-4}}, "another optimiser"),
+        ({"model": {"hidden_size": 64, "heads": 2}}, "another model"),
+    ):
+        with pytest.raises(TrainConfigError, match=fault):
+            run(tiny(tower_file, phases=[{"steps": 1}], **changes), tmp_path / "run")
+    run(tiny(tower_file, phases=[{"steps": 1}], threads=1, save_every=1), tmp_path / "run")
+
+
 def test_a_new_model_may_begin_with_a_projector_that_knows_the_labels(
     scene_run: SceneRun, tower_file: Path, tmp_path: Path
 ) -> None:

@@ -1,6 +1,7 @@
 """Stage II on scenes, at a size that trains in seconds, through all of its steps."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from rediff_model.config import VisionConfig
 from rediff_model.efficientnet import FEATURE_CHANNELS, STRIDE, EfficientNetTower
 from training.claim import claim
 from training.config import SceneTraining, TrainConfigError
+from training.experts.oracle import OracleExpert
+from training.experts.protocol import Unanswered
 from training.filter import Corrected, read_corrected
-from training.records import Draft, read_drafts, write_records
+from training.records import Draft, Verdict, read_drafts, write_records
 from training.scenes.canvases import CLEAN, END_SLOT, MASKED, PAIR, REPLACED, Canvases, Mix
 from training.scenes.corrections import CorrectionCanvases, StateCanvases, join
 from training.scenes.features import load_or_build
@@ -160,6 +163,32 @@ def test_drafts_come_from_the_model_and_are_made_once(stage1: SceneRun, tmp_path
     again = json.loads((tmp_path / "counts.json").read_text())
     assert again["correct"] == {"known": 2}
     assert again["filter"] == counts["filter"]
+
+
+def test_answers_that_come_late_do_not_change_a_training_that_has_begun(
+    stage1: SceneRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run killed while it trains ends in the same weights, whatever the expert says by then."""
+    folder = tmp_path / "run" / "round-0"
+    folder.mkdir(parents=True)
+    write_records(folder / "drafts.jsonl", [draft.to_json() for draft in spoilt_drafts(stage1)])
+    judge = OracleExpert.judge
+
+    def busy(self: OracleExpert, draft: Draft) -> Verdict:
+        if draft.key in ("train-0@8", "train-3@64"):
+            raise Unanswered("busy")
+        return judge(self, draft)
+
+    monkeypatch.setattr(OracleExpert, "judge", busy)
+    config = configuration(stage1, phases=[{"steps": 2}])
+    before = load_file(run(config, tmp_path / "run") / "model.safetensors")
+    noted = (folder / "counts.json").read_text()
+    assert json.loads(noted)["correct"] == {"known": 0, "corrected": 6, "unanswered": 2}
+    monkeypatch.undo()
+    shutil.rmtree(folder / "captions" / "state")
+    after = load_file(run(config, tmp_path / "run") / "model.safetensors")
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert (folder / "counts.json").read_text() == noted
 
 
 def test_a_control_goes_on_with_stage_1_without_drafts(stage1: SceneRun, tmp_path: Path) -> None:

@@ -61,7 +61,8 @@ def run_round(config: DialogueCorrection, folder: Path, number: int) -> Path:
     group = processes()
     with group.main_process_first():
         claim(folder, config, (*FREE, "rounds"))
-    if group.is_main_process:
+    # What is trained on must not change any more, such as by answers that come late.
+    if group.is_main_process and not (folder / "captions").exists():
         collect(config, folder, number)
     wait_for(folder / "counts.json")
     group.wait_for_everyone()
