@@ -17,12 +17,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from training.experts.protocol import Expert
-    from training.records import Draft
+    from training.records import Draft, Verdict
 
 logger = logging.getLogger(__name__)
 
 PATIENCE = 20
-"""Drafts in a row without an answer, after which the expert is taken to be down."""
+"""Drafts in a row without an answer, or with none but refusals, after which the expert is taken to
+be down, or asked in a way that it never answers."""
 
 _WINDOW = 16
 """Drafts waiting for each thread."""
@@ -37,16 +38,29 @@ def correct(
     `malformed`, `refused` and `unanswered`. The last are not written, so the next call asks again.
 
     Raises:
-        ExpertError: the expert cannot be used, or `PATIENCE` drafts in a row got no answer. What
-            was answered before is kept.
+        ExpertError: the expert cannot be used, or `PATIENCE` drafts in a row got no answer or were
+            refused. What was answered before is kept, and these are asked for again.
     """
     counts: Counter[str] = Counter()
     silent = 0
+    pending: list[tuple[Draft, Verdict]] = []
     with Appender(path) as out, ThreadPoolExecutor(expert.concurrency) as pool:
         todo = [draft for draft in drafts if draft.key not in out.keys]
         counts["known"] = len(drafts) - len(todo)
         size = _WINDOW * expert.concurrency
         bar = tqdm(total=len(todo), disable=not progress, dynamic_ncols=True)
+
+        def settle() -> None:
+            """Write the verdict that is last, and the refusals before it."""
+            for draft, verdict in pending:
+                out.add({"key": draft.key, **verdict.to_json()})
+                counts[
+                    verdict.fault
+                    or ("right" if verdict.right else "corrected" if verdict.pairs else "hopeless")
+                ] += 1
+                bar.update()
+            pending.clear()
+
         for start in range(0, len(todo), size):
             window = todo[start : start + size]
             for draft, future in [(draft, pool.submit(expert.judge, draft)) for draft in window]:
@@ -64,11 +78,13 @@ def correct(
                     pool.shutdown(cancel_futures=True)
                     raise
                 silent = 0
-                out.add({"key": draft.key, **verdict.to_json()})
-                counts[
-                    verdict.fault
-                    or ("right" if verdict.right else "corrected" if verdict.pairs else "hopeless")
-                ] += 1
-                bar.update()
+                pending.append((draft, verdict))
+                if verdict.fault == "refused":
+                    if len(pending) == PATIENCE:
+                        pool.shutdown(cancel_futures=True)
+                        raise ExpertError(f"{PATIENCE} drafts in a row were refused")
+                    continue
+                settle()
+        settle()
         bar.close()
     return counts

@@ -146,6 +146,8 @@ def test_shares_of_noise_are_checked() -> None:
         ('```json\n[{"org": "a", "target": "b"}]\n```', (Pair("a", "b"),)),
         ('{"org": "a", "target": "b"}', (Pair("a", "b"),)),
         ('{"pairs": [{"org": "a", "target": "b", "why": 1}]}', (Pair("a", "b"),)),
+        ('Here:\n```json\n[{"org": "a", "target": "b"}]\n```\nDone.', (Pair("a", "b"),)),
+        ("<think>\nA fox. ```red```?\n</think>\n\nright", ()),
     ],
 )
 def test_answers_are_read(text: str, pairs: tuple[Pair, ...]) -> None:
@@ -299,7 +301,17 @@ def test_right_is_right(stub: Stub, endpoint: Endpoint) -> None:
     assert endpoint.expert().judge(FOX) == Verdict(right=True)
 
 
-@pytest.mark.parametrize("text", ["I see a fox.", None, '{"a": 1, "b": 2}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I see a fox.",
+        None,
+        '{"a": 1, "b": 2}',
+        f'[{{"org": {"1" * 5000}}}]',
+        '[{"org": "red", "target": "\\ud800"}]',
+        "half of \ud800",
+    ],
+)
 def test_a_malformed_answer_is_a_fault(stub: Stub, endpoint: Endpoint, text: str | None) -> None:
     stub.replies = [completion(text)]
     expert = endpoint.expert()
@@ -318,6 +330,8 @@ def test_a_malformed_answer_is_a_fault(stub: Stub, endpoint: Endpoint, text: str
         (raw(200, "{}"), "garbled"),
         (raw(200, '{"choices": []}'), "garbled"),
         (raw(200, '{"choices": [{"message": null}]}'), "garbled"),
+        (raw(200, '{"choices": [{"message": {"content": 5}}]}'), "garbled"),
+        (raw(200, '{"choices": [{"message": {"content": [{"type": "text"}]}}]}'), "garbled"),
         (hang_up, "retries"),
     ],
 )
@@ -357,12 +371,55 @@ def test_retry_after_may_be_a_date_and_too_late(stub: Stub, endpoint: Endpoint) 
         endpoint.expert().judge(FOX)
 
 
-@pytest.mark.parametrize("status", [401, 403, 404])
+@pytest.mark.parametrize(("status", "wait"), [(429, 0), (503, 40)])
+def test_a_date_without_a_zone_is_of_utc_and_a_busy_server_may_ask_too(
+    stub: Stub, endpoint: Endpoint, status: int, wait: int
+) -> None:
+    headers = {"Retry-After": str(wait) if wait else "Fri, 01 Jan 2021 00:00:00 -0000"}
+    stub.replies = [raw(status, "{}", headers), completion("right")]
+    assert endpoint.expert().judge(FOX).right
+    assert [pause for pause in endpoint.waits if pause > 1] == [pytest.approx(40, abs=5)] * bool(
+        wait
+    )
+
+
+@pytest.mark.parametrize("status", [401, 402, 403, 404, 429])
 def test_a_refused_key_ends_the_run(stub: Stub, endpoint: Endpoint, status: int) -> None:
-    stub.replies = [raw(status, '{"error": {"message": "no such key"}}')]
+    stub.replies = [
+        raw(status, '{"error": {"message": "no such key", "code": "insufficient_quota"}}')
+    ]
     with pytest.raises(ExpertError, match="no such key"):
         endpoint.expert().judge(FOX)
     assert len(stub.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "usage", [None, {}, {"prompt_tokens": None, "completion_tokens": "7"}, "none"]
+)
+def test_usage_that_tells_nothing_costs_nothing(
+    stub: Stub, endpoint: Endpoint, usage: object
+) -> None:
+    parts = [{"type": "text", "text": "ri"}, {"type": "image"}, {"type": "text", "text": "ght"}]
+    reply = {"choices": [{"message": {"role": "assistant", "content": parts}}], "usage": usage}
+    stub.replies = [raw(200, json.dumps(reply), {"Content-Type": "application/json"})]
+    expert = endpoint.expert()
+    assert expert.judge(FOX).right
+    assert expert.usage()["cost"] == 0
+
+
+def test_refusing_every_draft_ends_the_run_and_spends_none(
+    stub: Stub, endpoint: Endpoint, tmp_path: Path
+) -> None:
+    path = tmp_path / "verdicts.jsonl"
+    drafts = [make_draft(f"Draft {number}.", f"k{number}") for number in range(PATIENCE + 5)]
+    refusal = raw(400, '{"error": {"message": "this model sees no pictures"}}')
+    stub.replies = [refusal, completion("right"), refusal]
+    with pytest.raises(ExpertError, match=f"{PATIENCE} drafts in a row were refused"):
+        correct(drafts, endpoint.expert(concurrency=1), path)
+    assert [record["key"] for record in read_records(path)] == ["k0", "k1"]
+    stub.replies = [completion("right"), refusal]
+    counts = correct(drafts[:5], endpoint.expert(concurrency=1), path)
+    assert counts == {"known": 2, "right": 1, "refused": 2}
 
 
 def test_a_refused_picture_is_a_fault_of_its_own(stub: Stub, endpoint: Endpoint) -> None:
@@ -404,7 +461,8 @@ def test_answers_are_cached_by_content(stub: Stub, endpoint: Endpoint, tmp_path:
     verdict = endpoint.expert().judge(FOX)
     again = endpoint.expert()
     assert again.judge(replace(FOX, key="another key")) == verdict
-    assert again.usage() == {"cached": 1, "cost": 0}
+    # The cost of the first one's answer: that run may have been killed before it could tell.
+    assert again.usage() == {"cached": 1, "cost": 0.00208}
     endpoint.expert(model="another").judge(FOX)
     endpoint.expert().judge(replace(FOX, reference="A dog."))
     assert len(stub.requests) == 3

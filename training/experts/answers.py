@@ -31,7 +31,8 @@ Rephrase the target to make it fit. Leave a correction out if none fits.
 - Segments do not overlap.
 If nothing is wrong, answer with the single word: right"""
 
-_FENCE = re.compile(r"^```\w*\s*|\s*```$")
+_THOUGHT = re.compile(r"^\s*<think>.*?</think>", re.DOTALL)
+_FENCED = re.compile(r"```\w*\s*(.*?)\s*```", re.DOTALL)
 
 
 class Malformed(ValueError):
@@ -62,18 +63,21 @@ def ask_again(mismatches: Sequence[tuple[Pair, int, int]]) -> str:
 def read_answer(text: str) -> tuple[Pair, ...]:
     """The pairs of an answer; none if it says `right`.
 
-    A list of pairs is understood, one pair, and an object whose only value is such a list; a code
-    fence around them too.
+    A list of pairs is understood, one pair, and an object whose only value is such a list; in a
+    code fence too, with words around it, and after a thought between <think> and </think>.
 
     Raises:
         Malformed: anything else.
     """
-    bare = _FENCE.sub("", text.strip()).strip()
+    bare = _THOUGHT.sub("", text).strip()
+    if len(fenced := _FENCED.findall(bare)) == 1:
+        [bare] = fenced
     if bare.strip("\"'.` ").lower() == "right":
         return ()
     try:
         value = json.loads(bare)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
+        # json has other ValueErrors too, as for an integer of thousands of digits.
         raise Malformed(f"not JSON: {text[:80]!r}") from None
     if isinstance(value, dict) and len(value) == 1:
         [value] = value.values()
@@ -90,4 +94,14 @@ def _is_pair(item: object) -> bool:
         and isinstance(item.get("org"), str)
         and isinstance(item.get("target"), str)
         and bool(item["org"].strip())
+        and _is_text(item["org"] + item["target"])
     )
+
+
+def _is_text(value: str) -> bool:
+    """Whether UTF-8 can hold it: JSON can escape half of a surrogate pair."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import threading
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -40,8 +41,18 @@ class AnswerCache:
         path = self._path(model, messages)
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}")
-        fresh.write_text(json.dumps(asdict(answer), ensure_ascii=False), encoding="utf-8")
+        fresh.write_text(json.dumps(asdict(answer)), encoding="utf-8")
         fresh.replace(path)
+
+    def tokens(self) -> tuple[int, int]:
+        """Of all answers kept, those of the prompts and of the completions."""
+        prompt = completion = 0
+        for path in self.folder.glob("*/*.json"):
+            with suppress(FileNotFoundError, ValueError, TypeError):
+                answer = Answer(**json.loads(path.read_text(encoding="utf-8")))
+                prompt += answer.prompt_tokens
+                completion += answer.completion_tokens
+        return prompt, completion
 
     def _path(self, model: str, messages: list[dict[str, Any]]) -> Path:
         content = json.dumps([model, messages], sort_keys=True, ensure_ascii=False)

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Literal
 
 import openai
@@ -92,9 +93,14 @@ class ChatExpert:
         return self.settings.concurrency
 
     def usage(self) -> dict[str, float]:
-        """The counts, and as `cost` what was paid, by the settings' prices."""
-        paid = self.counts["prompt_tokens"] * self.settings.prompt_price
-        paid += self.counts["completion_tokens"] * self.settings.completion_price
+        """The counts, and as `cost` what was paid, by the settings' prices.
+
+        With a cache that is the cost of all it keeps, answers to runs that were killed included.
+        """
+        prompt, completion = self.counts["prompt_tokens"], self.counts["completion_tokens"]
+        if self._cache:
+            prompt, completion = self._cache.tokens()
+        paid = prompt * self.settings.prompt_price + completion * self.settings.completion_price
         return {
             **{str(name): float(number) for name, number in self.counts.items()},
             "cost": paid / 1e6,
@@ -190,6 +196,8 @@ class ChatExpert:
                 answer = self._ask(messages)
             except openai.RateLimitError as error:
                 self._count("rate_limited")
+                if error.code == "insufficient_quota":
+                    raise self._refusal(error) from error
                 self._hold(_retry_after(error))
                 reason = _line(error)
             except openai.APITimeoutError:
@@ -201,13 +209,14 @@ class ChatExpert:
                 openai.AuthenticationError,
                 openai.PermissionDeniedError,
                 openai.NotFoundError,
-            ) as e:
-                raise ExpertError(
-                    f"{self._client.base_url} refuses every request: {_line(e)}"
-                ) from e
+            ) as error:
+                raise self._refusal(error) from error
             except openai.APIStatusError as error:
+                if error.status_code == HTTPStatus.PAYMENT_REQUIRED:
+                    raise self._refusal(error) from error
                 if error.status_code < 500 and error.status_code not in (408, 409):
                     raise
+                self._hold(_retry_after(error))
                 reason = _line(error)
             except (openai.APIError, ValueError) as error:
                 # A body that is no JSON, or not of the shape of a completion.
@@ -227,14 +236,14 @@ class ChatExpert:
             messages=messages,  # type: ignore[arg-type]
         )
         try:
-            text, usage = completion.choices[0].message.content, completion.usage
-            return Answer(
-                text=text or "",
-                prompt_tokens=usage.prompt_tokens if usage else 0,
-                completion_tokens=usage.completion_tokens if usage else 0,
-            )
-        except (AttributeError, IndexError, TypeError):
+            text = _text(completion.choices[0].message.content)
+        except (AttributeError, IndexError, KeyError, TypeError):
             raise ValueError(f"no completion: {str(completion)[:80]!r}") from None
+        usage = getattr(completion, "usage", None)
+        return Answer(text, _tokens(usage, "prompt_tokens"), _tokens(usage, "completion_tokens"))
+
+    def _refusal(self, error: openai.APIStatusError) -> ExpertError:
+        return ExpertError(f"{self._client.base_url} refuses every request: {_line(error)}")
 
     def _wait_for_turn(self) -> None:
         """Wait out a rate limit that any thread was told of."""
@@ -260,8 +269,30 @@ def _retry_after(error: openai.APIStatusError) -> float:
     with suppress(ValueError):
         return max(0.0, float(value))
     with suppress(ValueError):
-        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
+        date = parsedate_to_datetime(value)
+        # A zone of -0000 means that none is known; HTTP's dates are of UTC.
+        date = date if date.tzinfo else date.replace(tzinfo=UTC)
+        return max(0.0, (date - datetime.now(UTC)).total_seconds())
     return 0.0
+
+
+def _text(content: Any) -> str:
+    """What a message says; of a list of parts, the texts.
+
+    Raises:
+        TypeError, KeyError: it is no such thing.
+    """
+    if isinstance(content, list):
+        return "".join(_text(part["text"]) for part in content if part["type"] == "text")
+    if not isinstance(content, str | None):
+        raise TypeError(f"{type(content).__name__} is no text")
+    return content or ""
+
+
+def _tokens(usage: object, name: str) -> int:
+    """A number of the usage, 0 where the endpoint does not tell."""
+    number = getattr(usage, name, 0)
+    return number if isinstance(number, int) else 0
 
 
 def _data_url(image: Image.Image) -> str:
