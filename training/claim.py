@@ -3,37 +3,51 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 from training.config import TrainConfigError, Training
 from training.whole_file import write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterator
     from pathlib import Path
 
 
-def claim(folder: Path, config: Training, free: Collection[str]) -> None:
-    """Note the configuration in `folder/config.json`, or compare it with what is noted.
+@contextmanager
+def claim(folder: Path, config: Training, free: Collection[str]) -> Iterator[None]:
+    """Compare the configuration with what `folder/config.json` notes, and note it in the end.
 
-    The keys `free` may change between runs. Keys that the noted one lacks are taken to have had
-    their defaults.
+    In between a run looks at what its configuration names: one that fails there leaves no note, so
+    that it can be put right. The keys `free`, such as `threads` or `expert.timeout`, may change
+    between runs. Keys that a note lacks are taken to have had their defaults.
 
     Raises:
         TrainConfigError: another configuration is noted.
     """
     path = folder / "config.json"
-    values = config.model_dump(mode="json", exclude=set(free))
-    if path.exists():
-        noted: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        current = config.model_dump(mode="json", include=set(free))
-        known = {key: value for key, value in noted.items() if key in values}
-        whole = type(config).parse(known | current, path).model_dump(mode="json")
+    values = config.model_dump(mode="json")
+    noted = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    if noted is not None:
+        known = {key: deepcopy(value) for key, value in noted.items() if key in values}
+        for name in free:
+            _copy(values, known, name.split("."))
+        whole = type(config).parse(known, path).model_dump(mode="json")
         if differing := sorted(key for key in values if values[key] != whole[key]):
             raise TrainConfigError(
                 f"{folder} was begun with another {differing[0]}: {whole[differing[0]]}, "
                 f"now {values[differing[0]]}"
             )
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, values)
+    yield
+    if values != noted:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, values)
+
+
+def _copy(values: dict[str, Any], known: dict[str, Any], place: list[str]) -> None:
+    *parents, last = place
+    for parent in parents:
+        values, known = values.get(parent, {}), known.get(parent, {})
+    if last in values:
+        known[last] = values[last]

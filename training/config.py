@@ -19,7 +19,12 @@ class TrainConfigError(ValueError):
 class Strict(BaseModel):
     """Unknown keys are errors, values are frozen."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    def changes(self, name: str) -> bool:
+        """Whether a value is not its default; a dump sets all, so `model_fields_set` cannot say."""
+        default = type(self).model_fields[name].get_default(call_default_factory=True)
+        return bool(getattr(self, name) != default)
 
 
 class Training(Strict):
@@ -114,6 +119,18 @@ class Phase(Strict):
     replaced_weight: float = Field(1.0, ge=0)
     place_weight: float = Field(0.0, ge=0)
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.replace_low > self.replace_high:
+            raise ValueError(
+                f"replace_low {self.replace_low} is above replace_high {self.replace_high}"
+            )
+        if self.replace + self.pair > 1:
+            raise ValueError(f"replace {self.replace} and pair {self.pair} exceed 1 together")
+        if self.opening and not self.cut:
+            raise ValueError(f"opening {self.opening} is a share of the cut canvases, and cut is 0")
+        return self
+
 
 class Optimiser(Strict):
     """Muon for the matrices of the layers, AdamW for everything else."""
@@ -132,7 +149,8 @@ class SceneTraining(Training):
     model: ModelShape = ModelShape()
     data: DataShape = DataShape()
     tower: Path
-    """The frozen tower: a file of scripts/convert_efficientnet.py, or a checkpoint folder."""
+    """The frozen tower of a new model: a file of scripts/convert_efficientnet.py, or a checkpoint
+    folder. A model from `start_from` has its own."""
     projector: Path | None = None
     """A checkpoint folder whose projector a new model begins with; None is a new one."""
     start_from: Path | None = None
@@ -166,6 +184,13 @@ class SceneTraining(Training):
 
     @model_validator(mode="after")
     def _aligned(self) -> Self:
+        if self.start_from is not None:
+            for name in ("model", "projector", "align_steps"):
+                if (given := getattr(self, name)) and self.changes(name):
+                    raise ValueError(
+                        f"{name} {given} is for a new model, not for that of start_from "
+                        f"{self.start_from}"
+                    )
         if self.tower_steps and self.start_from is None:
             raise ValueError(
                 f"tower_steps {self.tower_steps} needs start_from: the heads that teach the tower "
@@ -215,4 +240,9 @@ def _apply(values: dict[str, Any], override: str) -> None:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
             raise TrainConfigError(f"{override!r}: {parent} is not a mapping")
-    values[last] = yaml.safe_load(text)
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise TrainConfigError(
+            f"{override!r} is not YAML: {' '.join(str(error).split())}"
+        ) from None

@@ -86,9 +86,8 @@ def run(config: SceneTraining, folder: Path) -> Path:
     if config.threads:
         torch.set_num_threads(config.threads)
     group = processes()
-    with group.main_process_first():
-        claim(folder, config, FREE)
-    scene_run = prepare(config, folder)
+    with group.main_process_first(), claim(folder, config, FREE):
+        scene_run = prepare(config, folder)
     cache = folder.parent / "features"
     first, count, held = config.data.first_seed, config.data.scenes, config.data.validation_scenes
     atlas, model = scene_run.atlas, scene_run.model

@@ -18,7 +18,7 @@ from training.claim import claim
 from training.config import SceneTraining, Strict
 from training.correct import correct
 from training.draft import DraftSettings, Subject, write_drafts
-from training.experts.build import ExpertShape, scene_expert
+from training.experts.build import ExpertShape, free_expert, scene_expert
 from training.filter import filter_corrections, read_corrected
 from training.loop import train
 from training.records import read_drafts
@@ -100,8 +100,6 @@ class SceneCorrection(SceneTraining):
             )
         # Wrong numbers are to be named now, not after an hour.
         self.drafts.settings(self.seed)
-        if self.expert.dropped + self.expert.wrong > 1:
-            raise ValueError("expert.dropped and expert.wrong must not exceed 1 together")
         return self
 
 
@@ -126,9 +124,8 @@ def run_round(config: SceneCorrection, folder: Path, number: int) -> Path:
     """
     here = folder / f"round-{number}"
     group = processes()
-    with group.main_process_first():
-        claim(here, config, FREE)
-    scene_run = prepare(config, here)
+    with group.main_process_first(), claim(here, config, (*FREE, *free_expert(here))):
+        scene_run = prepare(config, here)
     with group.main_process_first():
         features = _features("train", config.data.first_seed, config.data.scenes, scene_run, folder)
         validation = _features("validation", 0, config.data.validation_scenes, scene_run, folder)

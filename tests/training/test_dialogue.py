@@ -329,6 +329,8 @@ def test_a_run_that_cannot_begin_says_why(base: Path, rows: Path, tmp_path: Path
     for number, (changes, fault) in enumerate(cases):
         with pytest.raises(TrainConfigError, match=fault):
             stage1.run(configuration(base, rows, **changes), tmp_path / str(number))
-    claim(tmp_path / "claimed", configuration(base, rows), stage1.FREE)
+        assert not (tmp_path / str(number) / "config.json").exists()
+    with claim(tmp_path / "claimed", configuration(base, rows), stage1.FREE):
+        pass
     with pytest.raises(TrainConfigError, match="begun with another batch_size: 4, now 8"):
         stage1.run(configuration(base, rows, batch_size=8), tmp_path / "claimed")

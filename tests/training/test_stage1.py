@@ -224,3 +224,5 @@ def test_overrides_replace_single_values(tmp_path: Path) -> None:
     assert (config.phase_at(4).steps, config.phase_at(99).steps) == (5, 5)
     with pytest.raises(TrainConfigError, match="key=value"):
         SceneTraining.read(path, ["data.scenes"])
+    with pytest.raises(TrainConfigError, match=r"'data\.scenes=\[9' is not YAML"):
+        SceneTraining.read(path, ["data.scenes=[9"])

@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from rediff_model.config import VisionConfig
 from rediff_model.efficientnet import FEATURE_CHANNELS, STRIDE, EfficientNetTower
 from training.claim import claim
 from training.config import SceneTraining, TrainConfigError
+from training.experts.build import free_expert
 from training.experts.oracle import OracleExpert
 from training.experts.protocol import Unanswered
 from training.filter import Corrected, read_corrected
@@ -203,10 +205,30 @@ def test_a_control_goes_on_with_stage_1_without_drafts(stage1: SceneRun, tmp_pat
 
 
 def test_another_configuration_does_not_resume(stage1: SceneRun, tmp_path: Path) -> None:
-    claim(tmp_path, configuration(stage1), FREE)
-    claim(tmp_path, configuration(stage1, threads=1), FREE)
-    with pytest.raises(TrainConfigError, match=r"another correction_share: 1\.0, now 0\.5"):
-        claim(tmp_path, configuration(stage1, correction_share=0.5), FREE)
+    noted = tmp_path / "config.json"
+
+    def begin(expert: dict[str, Any] | None = None, **changes: Any) -> None:
+        config = configuration(stage1, **changes | {"expert": expert or {}})
+        with claim(tmp_path, config, (*FREE, *free_expert(tmp_path))):
+            pass
+
+    with pytest.raises(OSError, match="nowhere"), claim(tmp_path, configuration(stage1), FREE):
+        raise OSError("nowhere")
+    # What fails at once leaves no claim.
+    assert not noted.exists()
+    begin(correction_share=0.9)
+    begin(correction_share=0.9, threads=1)
+    assert json.loads(noted.read_text())["threads"] == 1
+    with pytest.raises(TrainConfigError, match=r"another correction_share: 0\.9, now 0\.5"):
+        begin(correction_share=0.5)
+    noted.unlink()
+    begin({"kind": "openai", "model": "mistyped"})
+    begin({"kind": "openai", "model": "right"})
+    (tmp_path / "verdicts.jsonl").write_text("{}\n")
+    begin({"kind": "openai", "model": "right", "timeout": 5, "base_url": "http://127.0.0.1:9"})
+    assert json.loads(noted.read_text())["expert"]["timeout"] == 5
+    with pytest.raises(TrainConfigError, match=r"another expert: .*right.*, now .*third"):
+        begin({"kind": "openai", "model": "third"})
 
 
 @pytest.mark.parametrize(
@@ -214,7 +236,15 @@ def test_another_configuration_does_not_resume(stage1: SceneRun, tmp_path: Path)
     [
         ({"start_from": None}, "start_from"),
         ({"rounds": 2}, "2 rounds of 4 scenes"),
-        ({"expert": {"kind": "noisy", "dropped": 0.6, "wrong": 0.6}}, "expert.dropped"),
+        ({"expert": {"kind": "noisy", "dropped": 0.6, "wrong": 0.6}}, "must not exceed 1 together"),
+        ({"expert": {"dropped": 0.2}}, r"dropped 0\.2 .* kind noisy, not to oracle"),
+        ({"expert": {"timeout": 5}}, r"timeout 5\.0 belongs to the kind openai, not to oracle"),
+        ({"projector": "here"}, "projector here is for a new model"),
+        ({"align_steps": 3}, "align_steps 3 is for a new model"),
+        ({"phases": [{"steps": 1, "opening": 0.1}]}, r"opening 0\.1 .* cut is 0"),
+        ({"phases": [{"steps": 1, "replace": 0.6, "pair": 0.5}]}, "exceed 1 together"),
+        ({"phases": [{"steps": 1, "replace_low": 0.3}]}, r"replace_low 0\.3 is above"),
+        ({"optimiser": {"muon": float("inf")}}, "finite number"),
     ],
 )
 def test_a_wrong_configuration_is_named(

@@ -198,7 +198,7 @@ def test_a_run_ends_in_a_checkpoint_and_goes_on_where_it_stopped(
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
-        ({"start_from": "x"}, "start_from is not for a twin, got x"),
+        ({"start_from": "x", "model": {}, "align_steps": 0}, "start_from is not for a twin, got x"),
         ({"loss": "official"}, "loss must be scenes for a twin, got 'official'"),
         ({"model": {"qk_norm": False}}, "model.qk_norm must be true"),
         ({"phases": [{"steps": 5, "cut": 0.4}]}, "a twin's phase has no cut"),

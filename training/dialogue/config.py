@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -11,6 +11,8 @@ from training.config import Strict, Training
 from training.pairs import Occurrences
 
 Part = Literal["language", "projector", "vision"]
+Weight = Annotated[float, Field(ge=0)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class SourceShape(Strict):
@@ -54,7 +56,7 @@ class LossShape(Strict):
     refine: bool = True
     replace_rate: float = Field(0.05, ge=0, le=1)
     rate_floor: float = Field(0.0, ge=0, le=1)
-    weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
+    weights: tuple[Weight, Weight, Weight, Weight] = (1.0, 1.0, 1.0, 1.0)
     """Of masked, replaced, clean and corrected tokens."""
     stutter: float = Field(0.0, ge=0, le=1)
     """Share of the replaced tokens that repeat the token before; the others are any token."""
@@ -66,7 +68,7 @@ class Rates(Strict):
     language: float = Field(5e-6, gt=0)
     projector: float = Field(5e-6, gt=0)
     vision: float = Field(1e-6, gt=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     weight_decay: float = Field(0.0, ge=0)
     """Of matrices only."""
 

@@ -62,11 +62,14 @@ def run(config: DialogueTraining, folder: Path) -> Path:
     """
     if config.threads:
         torch.set_num_threads(config.threads)
-    with processes().main_process_first():
-        claim(folder, config, FREE)
-        dialogue = prepare(config, folder)
     report = Report()
-    return finish(dialogue, open_all(config.data, report), report)
+    if not config.data.sources:
+        raise TrainConfigError("data.sources is empty")
+    with processes().main_process_first(), claim(folder, config, FREE):
+        sources = open_all(config.data, report)
+        dialogue = prepare(config, folder)
+        objective = objective_of(dialogue)
+    return finish(dialogue, objective, sources, report)
 
 
 def prepare(config: DialogueTraining, folder: Path) -> DialogueRun:
@@ -92,12 +95,11 @@ def prepare(config: DialogueTraining, folder: Path) -> DialogueRun:
     return DialogueRun(config, folder, origin, captioner, model_config, tokenizer, specials)
 
 
-def finish(dialogue: DialogueRun, sources: Sequence[Source], report: Report) -> Path:
+def finish(
+    dialogue: DialogueRun, objective: DialogueObjective, sources: Sequence[Source], report: Report
+) -> Path:
     """Train on sources and write the checkpoint; returns its folder."""
     config, folder = dialogue.config, dialogue.folder
-    if not sources:
-        raise TrainConfigError("data.sources is empty")
-    torch.manual_seed(config.seed)
     group = processes()
     folder.mkdir(parents=True, exist_ok=True)
     batches = batches_of(dialogue, sources, report, config.batch_size, config.parts)
@@ -107,7 +109,6 @@ def finish(dialogue: DialogueRun, sources: Sequence[Source], report: Report) -> 
     if group.is_main_process:
         rows = sum(len(source.rows) for source in sources)
         logger.info("%d rows in %d sources; %s", rows, len(sources), report.summary())
-    objective = objective_of(dialogue)
     settings = loop_settings(config, config.steps or batches.mixture.steps(config.epochs))
     try:
         average = train(
@@ -157,6 +158,7 @@ def objective_of(dialogue: DialogueRun) -> DialogueObjective:
     """The model with adapters if wanted, what is trained of it, and the loss."""
     config, model = dialogue.config, dialogue.captioner.model.train()
     shape = config.loss
+    torch.manual_seed(config.seed)
     if config.lora is not None:
         add_adapters(model, config.lora)
     choose_trained(model, config.train, half=config.precision == "bf16")

@@ -15,9 +15,9 @@ from training.claim import claim
 from training.config import TrainConfigError
 from training.correct import correct
 from training.dialogue.data import open_all, open_images, open_source
-from training.dialogue.stage1 import FREE, finish, prepare
+from training.dialogue.stage1 import FREE, finish, objective_of, prepare
 from training.draft import DraftSettings, picture_prompts, row_subjects, write_drafts
-from training.experts.build import chat_expert
+from training.experts.build import chat_expert, free_expert
 from training.filter import filter_corrections
 from training.mixture import Source
 from training.records import read_drafts
@@ -59,8 +59,11 @@ def run_round(config: DialogueCorrection, folder: Path, number: int) -> Path:
         ExpertError: the expert cannot be used.
     """
     group = processes()
-    with group.main_process_first():
-        claim(folder, config, (*FREE, "rounds"))
+    free = (*FREE, "rounds", *free_expert(folder))
+    with group.main_process_first(), claim(folder, config, free):
+        open_all(config.data, Report())
+        open_source(config.drafts.source, Report())
+        resolve(config.start_from)
     # What is trained on must not change any more, such as by answers that come late.
     if group.is_main_process and not (folder / "captions").exists():
         collect(config, folder, number)
@@ -79,7 +82,8 @@ def run_round(config: DialogueCorrection, folder: Path, number: int) -> Path:
     ]
     with group.main_process_first():
         dialogue = prepare(config, folder)
-    return finish(dialogue, sources, report)
+        objective = objective_of(dialogue)
+    return finish(dialogue, objective, sources, report)
 
 
 def collect(config: DialogueCorrection, folder: Path, number: int) -> None:

@@ -136,6 +136,7 @@ class Size(Training):
         canvases than those steps did.
         """
         recipe = dict(self.recipes[branch.recipe])
+        new = start_from is None and "start_from" not in branch.overrides
         phase = {**recipe.pop("phase"), "steps": round(self.unit * branch.units)}
         phases = [phase]
         if start_from is None and self.base:
@@ -144,9 +145,8 @@ class Size(Training):
             **{name: getattr(self, name) for name in Training.model_fields},
             "seed": self.seed + taken,
             "tower": str(self.tower),
-            "model": self.model.model_dump(),
             "data": {"scenes": self.scenes, "validation_scenes": self.validation_scenes},
-            "align_steps": 0 if self.projector or start_from else self.align_steps,
+            "align_steps": self.align_steps if new and not self.projector else 0,
             "pictures": self.pictures,
             "wordings": self.wordings,
             "compiled": self.compiled,
@@ -156,8 +156,10 @@ class Size(Training):
         }
         if start_from is not None:
             values["start_from"] = str(start_from)
-        elif self.projector is not None:
-            values["projector"] = str(self.projector)
+        if new:
+            values["model"] = self.model.model_dump()
+            if self.projector is not None:
+                values["projector"] = str(self.projector)
         return _laid_over(values, branch.overrides, phase)
 
 

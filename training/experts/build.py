@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from training.config import Strict
 from training.experts.noisy import NoisyExpert
@@ -29,6 +29,11 @@ if TYPE_CHECKING:
     from training.scenes.graph import Scene
 
 
+OF_ENDPOINTS = (
+    "model", "base_url", "concurrency", "timeout", "attempts", "prompt_price", "completion_price",
+)  # fmt: skip
+
+
 class ExpertShape(Strict):
     """Who corrects. `openai` takes its key from the environment, OPENAI_API_KEY."""
 
@@ -44,6 +49,33 @@ class ExpertShape(Strict):
     prompt_price: float = Field(0.0, ge=0)
     """Of a million tokens, as `completion_price`."""
     completion_price: float = Field(0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.dropped + self.wrong > 1:
+            raise ValueError(
+                f"dropped {self.dropped} and wrong {self.wrong} must not exceed 1 together"
+            )
+        if self.kind != "noisy" and self.dropped + self.wrong > 0:
+            raise ValueError(
+                f"dropped {self.dropped} and wrong {self.wrong} belong to the kind noisy, "
+                f"not to {self.kind}"
+            )
+        for name in filter(self.changes, OF_ENDPOINTS):
+            if self.kind != "openai":
+                raise ValueError(
+                    f"{name} {getattr(self, name)} belongs to the kind openai, not to {self.kind}"
+                )
+        return self
+
+
+def free_expert(folder: Path) -> tuple[str, ...]:
+    """What of `expert` may change when the round in `folder` is resumed: how an endpoint is talked
+    to, and all of it before there is a verdict."""
+    verdicts = folder / "verdicts.jsonl"
+    if verdicts.exists() and verdicts.stat().st_size:
+        return tuple(f"expert.{name}" for name in OF_ENDPOINTS if name != "model")
+    return ("expert",)
 
 
 def scene_expert(
