@@ -11,40 +11,51 @@ import argparse
 import json
 import textwrap
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
 
-COLUMNS = 5
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 SIDE = 224
-TEXT_HEIGHT = 190
+GAP = 8
+"""Between a picture and its caption."""
 MARGIN = 12
 CHARACTERS = 36
 FONT_SIZE = 12
+SPACING = 3
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("captions", type=Path, help="what `rediff caption --json` printed")
-    parser.add_argument("target", type=Path, help="the PNG file to write")
+    parser.add_argument("target", type=Path, help="the PNG or JPEG file to write")
+    parser.add_argument("--columns", type=int, default=5)
     arguments = parser.parse_args()
     rows = [json.loads(line) for line in arguments.captions.read_text().splitlines()]
-    draw_sheet(rows).save(arguments.target, optimize=True)
+    draw_sheet(rows, arguments.columns).save(arguments.target, optimize=True)
 
 
-def draw_sheet(rows: list[dict[str, str]]) -> Image.Image:
-    """A sheet of `file` and `caption` pairs, five in a row."""
-    width, height = SIDE + 2 * MARGIN, SIDE + TEXT_HEIGHT + 2 * MARGIN
-    lines = -(-len(rows) // COLUMNS)
-    sheet = Image.new("RGB", (COLUMNS * width, lines * height), "white")
-    draw = ImageDraw.Draw(sheet)
+def draw_sheet(rows: Sequence[dict[str, str]], columns: int) -> Image.Image:
+    """A sheet of `file` and `caption` pairs, `columns` of them side by side."""
     font = ImageFont.load_default(FONT_SIZE)
-    for index, row in enumerate(rows):
-        x = index % COLUMNS * width + MARGIN
-        y = index // COLUMNS * height + MARGIN
+    texts = [textwrap.fill(row["caption"], CHARACTERS) for row in rows]
+    blank = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    bottoms = [
+        blank.multiline_textbbox((0, 0), text, font=font, spacing=SPACING)[3] for text in texts
+    ]
+    lines = [bottoms[start : start + columns] for start in range(0, len(rows), columns)]
+    heights = [SIDE + GAP + int(max(line)) + 2 * MARGIN for line in lines]
+    width = SIDE + 2 * MARGIN
+    sheet = Image.new("RGB", (columns * width, sum(heights)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for index, (row, text) in enumerate(zip(rows, texts, strict=True)):
+        line, column = divmod(index, columns)
+        x, y = column * width + MARGIN, sum(heights[:line]) + MARGIN
         with Image.open(row["file"]) as picture:
             sheet.paste(picture.convert("RGB").resize((SIDE, SIDE)), (x, y))
-        text = textwrap.fill(row["caption"], CHARACTERS)
-        draw.multiline_text((x, y + SIDE + 8), text, fill="black", font=font, spacing=3)
+        draw.multiline_text((x, y + SIDE + GAP), text, fill="black", font=font, spacing=SPACING)
     return sheet
 
 
