@@ -48,6 +48,6 @@ def claim(folder: Path, config: Training, free: Collection[str]) -> Iterator[Non
 def _copy(values: dict[str, Any], known: dict[str, Any], place: list[str]) -> None:
     *parents, last = place
     for parent in parents:
-        values, known = values.get(parent, {}), known.get(parent, {})
+        values, known = values.get(parent, {}), known.setdefault(parent, {})
     if last in values:
         known[last] = values[last]
