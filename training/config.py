@@ -166,6 +166,9 @@ class SceneTraining(Training):
     tower_steps: int = Field(0, ge=0)
     """Steps of the tower's late stages and the projector on these labels, before the captions; 0
     leaves the tower as it is."""
+    photograph_weight: float = Field(0.0, ge=0)
+    """While the tower learns, what it counts that ImageNet's own classifier, which has seen
+    photographs, reads the names off it too."""
     phases: tuple[Phase, ...] = Field(min_length=1)
     optimiser: Optimiser = Optimiser()
     schedule: Literal["cosine", "linear_tail"] = "linear_tail"
@@ -191,6 +194,8 @@ class SceneTraining(Training):
                         f"{name} {given} is for a new model, not for that of start_from "
                         f"{self.start_from}"
                     )
+        if self.photograph_weight and not self.tower_steps:
+            raise ValueError(f"photograph_weight {self.photograph_weight} needs tower_steps")
         if self.tower_steps and self.start_from is None:
             raise ValueError(
                 f"tower_steps {self.tower_steps} needs start_from: the heads that teach the tower "

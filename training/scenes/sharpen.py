@@ -1,22 +1,26 @@
 """Sharpens the tower: its late stages and the projector learn the labels of every cell.
 
 ImageNet's weights see large things; a sticker of 50 pixels is small. The stages up to stride 16
-stay as they are, so their maps are computed once and kept.
+stay as they are, so their maps are computed once and kept. If wanted, ImageNet's own classifier
+must be able to read the names as well (`training.scenes.imagenet`): it knows photographs.
 
-Shape suffixes: B pictures, P feature cells, C cells of the stride-16 map, F channels.
+Shape suffixes: B pictures, P feature cells, K label kinds, C cells of the stride-16 map, F
+channels.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from training.loop import LoopSettings, train
-from training.scenes.alignment import DenseBatch, DenseObjective, as_batch, dense_labels
+from training.scenes.alignment import DenseBatch, DenseObjective, dense_labels
 from training.scenes.features import as_map
+from training.scenes.imagenet import Classifier, Plates
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,23 +36,60 @@ HEAD_STEPS = 300
 ask of the tower keeps the language of the projector's output."""
 PICTURES = 16
 """Pictures a step."""
+DEEP_CELLS = 2
+"""Cells of the stride-32 map along a side of a feature cell."""
 HEAD_RATE = 3e-3
 TOWER_RATE = 1e-4
 PROJECTOR_RATE = 2e-4
 
 
-class Eye(nn.Module):
-    """From stride-16 maps to the rows of the language model."""
+@dataclass(frozen=True, slots=True)
+class SharpBatch:
+    """Cells of stride-16 maps, and what lies in the pictures."""
 
-    def __init__(self, tower: EfficientNetTower, projector: nn.Module) -> None:
+    maps_BCF: Tensor
+    labels_BPK: Tensor
+    plates: Plates
+
+    def weight(self) -> float:
+        return float(self.labels_BPK.shape[0] * self.labels_BPK.shape[1])
+
+    def to(self, device: torch.device) -> Self:
+        return type(self)(
+            self.maps_BCF.to(device), self.labels_BPK.to(device), self.plates.to(device)
+        )
+
+
+class SharpObjective(nn.Module):
+    """The dense labels from the projected cells, and the names from ImageNet's classifier."""
+
+    def __init__(
+        self,
+        tower: EfficientNetTower,
+        dense: DenseObjective,
+        classifier: Classifier | None,
+        weight: float,
+    ) -> None:
+        """`weight` is that of the classifier's loss, a mean over stickers, beside the dense one, a
+        mean over cells."""
         super().__init__()
         self.tower = tower
-        self.projector = projector
+        self.dense = dense
+        self.classifier = classifier
+        self.classifier_weight = weight
 
-    def forward(self, maps_BCF: Tensor) -> Tensor:
-        """Cells of stride-16 maps to projected feature cells, [B, P, D]."""
-        rows: Tensor = self.projector(self.tower.features(self.tower.deepened(as_map(maps_BCF))))
-        return rows
+    def forward(self, batch: SharpBatch) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+        """As `DenseObjective`; `right_imagenet` is of the stickers whose names ImageNet has."""
+        maps = self.tower.deepened(as_map(batch.maps_BCF))
+        total, parts = self.dense(DenseBatch(self.tower.features(maps), batch.labels_BPK))
+        plates = batch.plates
+        if self.classifier is None or not len(plates.name_S):
+            return total, parts
+        logits_SI = self.classifier(maps["stride32"], plates)
+        nats_S = self.classifier.nats(logits_SI, plates.name_S)
+        right_S = self.classifier.read(logits_SI.detach()) == plates.name_S
+        parts["right_imagenet"] = (right_S.sum(), right_S.new_ones(len(right_S)).sum())
+        return total + self.classifier_weight * batch.weight() * nats_S.mean(), parts
 
 
 def sharpen(scene_run: SceneRun, maps: SceneFeatures) -> None:
@@ -59,11 +100,13 @@ def sharpen(scene_run: SceneRun, maps: SceneFeatures) -> None:
     config, model = scene_run.config, scene_run.model
     tower = cast("EfficientNetTower", model.tower)
     projector = cast("nn.Module", model.model.mm_projector)
-    eye = Eye(tower, projector)
-    objective = DenseObjective(
-        eye, scene_run.model_config.language.hidden_size, len(scene_run.atlas.names)
-    ).to(model.device)
-    heads = [*objective.norm.parameters(), *objective.heads.parameters()]
+    dense = DenseObjective(
+        projector, scene_run.model_config.language.hidden_size, len(scene_run.atlas.names)
+    )
+    weight = config.photograph_weight
+    classifier = Classifier.load() if weight else None
+    objective = SharpObjective(tower, dense, classifier, weight).to(model.device)
+    heads = [*dense.norm.parameters(), *dense.heads.parameters()]
     late = [
         value for name, value in tower.late_stages().named_parameters() if ".depthwise." not in name
     ]
@@ -87,7 +130,7 @@ def sharpen(scene_run: SceneRun, maps: SceneFeatures) -> None:
             parts=config.parts,
             save_every=100,
         )
-        batch = _batches(scene_run, maps)
+        batch = batches_of(scene_run, maps)
         average = train(objective, [optimizer], batch, settings, scene_run.folder / name)
         trained = dict(objective.named_parameters())
         with torch.no_grad():
@@ -110,14 +153,16 @@ def sharpen(scene_run: SceneRun, maps: SceneFeatures) -> None:
     tower.requires_grad_(False)
 
 
-def _batches(scene_run: SceneRun, maps: SceneFeatures) -> Callable[[int, int], DenseBatch]:
+def batches_of(scene_run: SceneRun, maps: SceneFeatures) -> Callable[[int, int], SharpBatch]:
+    """The pictures of a step, by its number."""
     names, seed = scene_run.atlas.names, scene_run.config.seed
     side = scene_run.model_config.vision.patches_per_side
 
-    def batch(step: int, part: int) -> DenseBatch:
+    def batch(step: int, part: int) -> SharpBatch:
         rng = np.random.default_rng((seed, 6, step, part))
         rows = rng.integers(0, len(maps.scenes), PICTURES)
-        labels = dense_labels([maps.scenes[row] for row in rows], names, side)
-        return as_batch(maps.rows(rows), labels)
+        scenes = [maps.scenes[row] for row in rows]
+        labels = torch.from_numpy(dense_labels(scenes, names, side))
+        return SharpBatch(maps.rows(rows), labels, Plates.of(scenes, DEEP_CELLS * side))
 
     return batch
