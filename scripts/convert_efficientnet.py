@@ -75,7 +75,7 @@ def load_published(tower: EfficientNetTower, published: dict[str, Tensor]) -> No
         KeyError: a tensor is missing.
         ValueError: a tensor other than the classifier's is left over.
     """
-    left = {name: value.double() for name, value in published.items() if "num_batches" not in name}
+    left = widened(published)
     folded = dict(fold(left, "_conv_stem", "_bn0", "stem"))
     number = 0
     for stage, blocks in enumerate(tower.stages):
@@ -96,9 +96,14 @@ def load_published(tower: EfficientNetTower, published: dict[str, Tensor]) -> No
 
 def classifier_of(published: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of `training.scenes.imagenet.Classifier`; KeyError if one is missing."""
-    left = {name: value.double() for name, value in published.items() if "num_batches" not in name}
+    left = widened(published)
     outs = {f"out.{name}": left[f"_fc.{name}"] for name in ("weight", "bias")}
     return fold(left, "_conv_head", "_bn1", "head") | outs
+
+
+def widened(published: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The published weights and statistics, in float64."""
+    return {name: value.double() for name, value in published.items() if "num_batches" not in name}
 
 
 def fold(left: dict[str, Tensor], convolution: str, norm: str, target: str) -> dict[str, Tensor]:

@@ -68,12 +68,12 @@ def _faults(error: ValidationError, path: Path) -> Iterator[str]:
     for item, place in zip(items, places, strict=True):
         if any(len(other) > len(place) and other[: len(place)] == place for other in places):
             continue
+        where = ".".join(map(str, place))
+        # Values that do not go together name themselves.
+        named = item["type"] == "value_error"
         message = item["msg"].removeprefix("Value error, ")
-        if place:
-            yield f"{path}: {'.'.join(map(str, place))}: {message}, got {item['input']!r}"
-        else:
-            # Values that do not go together name themselves.
-            yield f"{path}: {message}"
+        message = message if named else f"{message}, got {item['input']!r}"
+        yield f"{path}: {where}: {message}" if where else f"{path}: {message}"
 
 
 class ModelShape(Strict):

@@ -60,8 +60,9 @@ def run_round(config: DialogueCorrection, folder: Path, number: int) -> Path:
     """
     group = processes()
     free = (*FREE, "rounds", *free_expert(folder))
+    report = Report()
     with group.main_process_first(), claim(folder, config, free):
-        open_all(config.data, Report())
+        others = open_all(config.data, report)
         open_source(config.drafts.source, Report())
         resolve(config.start_from)
     # What is trained on must not change any more, such as by answers that come late.
@@ -69,12 +70,10 @@ def run_round(config: DialogueCorrection, folder: Path, number: int) -> Path:
         collect(config, folder, number)
     wait_for(folder / "counts.json")
     group.wait_for_everyone()
-    report = Report()
     rows = RowFile(folder / "corrected.jsonl", report)
     if not len(rows):
         raise TrainConfigError(f"{folder / 'corrected.jsonl'} holds no corrected draft")
     share = config.correction_share
-    others = open_all(config.data, report)
     whole = sum(source.weight for source in others)
     sources = [
         Source("corrections", rows, open_images(config.drafts.source, report), share),

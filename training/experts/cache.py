@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import threading
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,10 +30,7 @@ class AnswerCache:
 
     def get(self, model: str, messages: list[dict[str, Any]]) -> Answer | None:
         """The answer, or None; a file that cannot be read counts as none."""
-        try:
-            return Answer(**json.loads(self._path(model, messages).read_text(encoding="utf-8")))
-        except (FileNotFoundError, ValueError, TypeError):
-            return None
+        return _read(self._path(model, messages))
 
     def put(self, model: str, messages: list[dict[str, Any]], answer: Answer) -> None:
         """Keep an answer; a reader sees all of it or nothing."""
@@ -46,15 +42,20 @@ class AnswerCache:
 
     def tokens(self) -> tuple[int, int]:
         """Of all answers kept, those of the prompts and of the completions."""
-        prompt = completion = 0
-        for path in self.folder.glob("*/*.json"):
-            with suppress(FileNotFoundError, ValueError, TypeError):
-                answer = Answer(**json.loads(path.read_text(encoding="utf-8")))
-                prompt += answer.prompt_tokens
-                completion += answer.completion_tokens
-        return prompt, completion
+        answers = [answer for path in self.folder.glob("*/*.json") if (answer := _read(path))]
+        return (
+            sum(answer.prompt_tokens for answer in answers),
+            sum(answer.completion_tokens for answer in answers),
+        )
 
     def _path(self, model: str, messages: list[dict[str, Any]]) -> Path:
         content = json.dumps([model, messages], sort_keys=True, ensure_ascii=False)
         name = hashlib.sha256(content.encode()).hexdigest()
         return self.folder / name[:2] / f"{name}.json"
+
+
+def _read(path: Path) -> Answer | None:
+    try:
+        return Answer(**json.loads(path.read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
