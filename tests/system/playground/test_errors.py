@@ -109,6 +109,8 @@ def test_a_guarded_server_is_asked_with_a_key(open_page: Open) -> None:
     stored = "[document.cookie, localStorage.length, sessionStorage.length]"
     assert page.evaluate(stored) == ["", 0, 0]
     page.click(".copy-curl")
+    # The command is made while the page goes on.
+    expect(page.locator("#curl-text")).to_be_visible()
     command = page.input_value("#curl-text")
     assert "sesame" not in command
     environment = os.environ | {"REDIFF_API_KEY": "sesame"}
