@@ -251,12 +251,12 @@ PRESETS: Mapping[str, SamplerSettings] = {
 fewest forward passes at a Coverage no more than .01 below that of `rediff`; `careful` takes no
 token that it is not sure of besides the one a step must reveal, in the checkpoint's block length.
 
-`adaptive` was chosen with the embedded checkpoint of two rounds of Stage II: on three times 240 test
-scenes (seeds 71 to 73) the preset `rediff` with the checkpoint's 4 `extra_refine_steps` took 26.4
-forward passes for a Coverage of .926; with 4 tokens a step and 8 of them, passes and the difference
-(interval about .008 to each side), the threshold .9 gave 17.5 and .000, .85 16.2 and +.003, and .8
-on two of these seeds 14.7 and -.020; 3 tokens with .85 17.6 and +.006 on two. On 480 others (seed
-80) the preset took 16.3 instead of 26.4 for +.001.
+`adaptive` was chosen with the embedded checkpoint of two rounds of Stage II: on three times 240
+test scenes (seeds 71 to 73) the preset `rediff` with the checkpoint's 4 `extra_refine_steps` took
+26.4 forward passes for a Coverage of .926; with 4 tokens a step and 8 of them, passes and the
+difference (interval about .008 to each side), the threshold .9 gave 17.5 and .000, .85 16.2 and
++.003, and .8 on two of these seeds 14.7 and -.020; 3 tokens with .85 17.6 and +.006 on two. On 480
+others (seed 80) the preset took 16.3 instead of 26.4 for +.001.
 `python -m benchmarks.adaptive --n 48 --seed 5` asks the like of any checkpoint; others need other
 thresholds.
 """
