@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from training.defects import Defect
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
@@ -179,6 +181,9 @@ class SceneTraining(Training):
     loss: Literal["scenes", "default", "official"] = "scenes"
     """`scenes` masks and weighs content words apart (`training.scenes.canvases`); the others are
     the losses of `training.losses` for any captions, mended and official."""
+    defects: tuple[Defect, ...] = ()
+    """Of the official losses and samples, what the loss `default` repeats, see
+    `training.defects`."""
     prefix_attention: Literal["prefix", "full"] | None = None
     """Train a model from `start_from` with this instead of its own; None keeps it."""
     block_lengths: tuple[int, ...] | None = None
@@ -194,6 +199,10 @@ class SceneTraining(Training):
                         f"{name} {given} is for a new model, not for that of start_from "
                         f"{self.start_from}"
                     )
+        if self.defects and self.loss != "default":
+            raise ValueError(
+                f"defects {', '.join(self.defects)} are for the loss default, got {self.loss}"
+            )
         if self.photograph_weight and not self.tower_steps:
             raise ValueError(f"photograph_weight {self.photograph_weight} needs tower_steps")
         if self.tower_steps and self.start_from is None:

@@ -16,8 +16,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from rediff_model.settings import Compat
+from training.defects import LOSS_DEFECTS
 
 if TYPE_CHECKING:
+    from training.defects import LossDefect
     from training.draws import Draws
 
 Part = Literal["masked", "replaced", "clean", "pair"]
@@ -55,8 +57,15 @@ class Objective:
     """False: plain denoising, the masked part only, towards the corrected text of pair samples
     (official: pair samples carry no loss)."""
     compat: Compat = "default"
+    defects: frozenset[LossDefect] = frozenset()
+    """Of the official loss, repeated by default; `compat="official"` repeats them all, and more."""
 
     def __post_init__(self) -> None:
+        if self.defects and (self.compat == "official" or not self.refine):
+            raise ValueError(
+                f"defects {sorted(self.defects)} are for the default losses with refine, "
+                f"got compat {self.compat!r} and refine {self.refine}"
+            )
         if not 0 <= self.replace_rate <= 1:
             raise ValueError(f"replace_rate must lie in [0, 1], got {self.replace_rate}")
         if not 0 < self.epsilon <= 1:
@@ -162,6 +171,14 @@ def _weigh(
     objective: Objective,
 ) -> Noised:
     official = objective.compat == "official"
+    defects = LOSS_DEFECTS if official else objective.defects
+    by_rate = {
+        "masked": True,
+        "replaced": "kept_rate" in defects,
+        "clean": "kept_rate" in defects,
+        "pair": "pair_rate" in defects,
+    }
+    own_mean = "masked_mean" in defects and objective.refine
     per_rate_B = 1 / rate_B.clamp(min=objective.rate_floor)
     part_BL = torch.full_like(labels_BL, -1)
     weight_BL = torch.zeros(labels_BL.shape, dtype=rate_B.dtype, device=labels_BL.device)
@@ -171,10 +188,10 @@ def _weigh(
         members_BL = flagged_BL & trained_BL
         # The official means count unlabelled members too, which add nothing to the sum.
         counted_BL = flagged_BL if official else members_BL
-        if name == "masked" and not (official and objective.refine):
+        if name == "masked" and not own_mean:
             counted_BL = trained_BL
         scale_B = factor / counted_BL.sum(dim=1).clamp(min=1)
-        if official or name == "masked":
+        if by_rate[name]:
             scale_B = scale_B * per_rate_B
         part_BL = part_BL.masked_fill(members_BL, index)
         weight_BL = torch.where(members_BL, scale_B[:, None], weight_BL)

@@ -295,7 +295,9 @@ def noised_canvases(
     mix = mix_of(config.phase_at(step))
     if config.loss == "scenes":
         return scene_run.canvases.build(scenes, config.wordings, mix, rng)
-    return paper_canvases(scene_run.canvases, scenes, config.wordings, mix, rng, config.loss)
+    return paper_canvases(
+        scene_run.canvases, scenes, config.wordings, mix, rng, config.loss, config.defects
+    )
 
 
 def loop_settings(config: SceneTraining) -> LoopSettings:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from training.defects import Defect
 from training.scenes.atlas import Atlas
 from training.scenes.canvases import (
     COUNT_SLOT,
@@ -210,6 +211,37 @@ def test_places_are_told_of_visible_names_alone(
             for sticker in scene.stickers:
                 if sticker.name in said:
                     assert sticker.place in whole.places_NC[row][chosen]
+
+
+def test_defects_of_the_samples_do_what_they_are_called(builder: CanvasBuilder) -> None:
+    def canvases(*defects: Defect) -> Canvases:
+        mix, rng = Mix(pair=1.0, replace=0.0), np.random.default_rng(0)
+        return paper_canvases(builder, SCENES, 2, mix, rng, "default", defects)
+
+    mended = canvases()
+    wrong = mended.parts_NC == PAIR
+    assert wrong.any(axis=1).all()
+    assert (mended.inputs_NC != mended.targets_NC)[wrong].all()
+
+    # A pair trains nothing but what is flagged, so padding shows in ordinary samples alone.
+    rng = np.random.default_rng(0)
+    padded = paper_canvases(builder, SCENES, 2, Mix(), rng, "default", ["trained_padding"])
+    behind = padded.slots_NC == END_SLOT
+    behind &= np.cumsum(behind, axis=1) > 1
+    assert (padded.weights_NC[behind] > 0).any()
+
+    lost = canvases("lost_pairs")
+    ordinary_N = ~(lost.parts_NC == PAIR).any(axis=1)
+    assert 0 < ordinary_N.sum() < len(ordinary_N)
+    learnt_wrong = lost.targets_NC[ordinary_N] == mended.inputs_NC[ordinary_N]
+    assert learnt_wrong.all()
+    assert (lost.targets_NC[ordinary_N] != mended.targets_NC[ordinary_N]).any(axis=1).all()
+    assert np.array_equal(lost.targets_NC[~ordinary_N], mended.targets_NC[~ordinary_N])
+
+    shifted = canvases("shifted_flags")
+    moved_N = ((shifted.parts_NC == PAIR) != wrong).any(axis=1)
+    assert 0 < moved_N.sum() < len(moved_N)
+    assert np.array_equal(shifted.targets_NC, mended.targets_NC)
 
 
 @pytest.mark.parametrize("compat", ["default", "official"])

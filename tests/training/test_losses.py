@@ -1,6 +1,7 @@
 """Draws, noising, the mended loss and the corruptions."""
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from training.corruption import Mix, replacements
+from training.defects import LossDefect
 from training.draws import Draws, draw, uniform
 from training.losses import IGNORE, PARTS, Noised, Objective, loss, noise
 
@@ -134,6 +136,32 @@ def test_pair_loss_depends_on_the_rate_in_the_official_loss_only() -> None:
     assert totals["default", 0.0] == totals["default", 0.5]
     assert totals["official", 0.0] == pytest.approx(1000 * totals["default", 0.0], rel=1e-4)
     assert totals["official", 0.5] == pytest.approx(totals["default", 0.0] / 0.5005, rel=1e-4)
+
+
+def test_all_defects_weigh_what_they_name_as_the_official_loss_does() -> None:
+    ids, labels, revise = batch(5)
+    draws = draws_of(5)
+    official, mended, masked, kept, pair = (
+        noise(ids, labels, revise, draws, objective)
+        for objective in (
+            replace(OBJECTIVE, compat="official"),
+            OBJECTIVE,
+            *(replace(OBJECTIVE, defects=frozenset({name})) for name in get_args(LossDefect)),
+        )
+    )
+    for repeated, changed in ((masked, {0}), (kept, {1, 2}), (pair, {3})):
+        assert torch.equal(repeated.part_BL, mended.part_BL)
+        for part in range(len(PARTS)):
+            there = (mended.part_BL == part) & (official.part_BL == part)
+            assert there.any()
+            like, unlike = (official, mended) if part in changed else (mended, official)
+            assert torch.equal(repeated.weight_BL[there], like.weight_BL[there])
+            assert not torch.equal(repeated.weight_BL[there], unlike.weight_BL[there])
+
+
+def test_defects_are_for_the_mended_loss() -> None:
+    with pytest.raises(ValueError, match=r"defects \['pair_rate'\] .* compat 'official'"):
+        replace(OBJECTIVE, compat="official", defects=frozenset({"pair_rate"}))
 
 
 def test_flags_on_unlabelled_rows_do_not_count() -> None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from training.experiments.plan import Branch, Experiment
+
+if TYPE_CHECKING:
+    from training.defects import Defect
 
 BASE = Branch("base", "plain denoising", "mask", units=3.0)
 """What every branch starts from: a model that sees, and has never met a wrong token."""
@@ -25,6 +30,17 @@ def _rounds(count: int) -> Branch:
     """`count` rounds, together as long as one."""
     label = "1 round" if count == 1 else f"{count} rounds"
     return Branch(f"rounds-{count}", label, "stage2", 1 / count, "stage1", {"rounds": count})
+
+
+def _defect(name: Defect, label: str) -> Branch:
+    """Mended losses and samples but for one thing."""
+    return Branch(
+        name.replace("_", "-"),
+        f"mended but for: {label}",
+        "stage1",
+        after="base",
+        overrides={"loss": "default", "defects": [name]},
+    )
 
 
 def _corruption(label: str, low: float, high: float, share: float) -> Branch:
@@ -99,14 +115,30 @@ EXPERIMENTS = {
         ),
         Experiment(
             "compat",
-            "What do the mended losses gain over the official ones?",
+            "What do the mended losses gain over the official ones, and each change by itself?",
             (
                 BASE,
                 Branch("official", "official losses", "stage1", 1.0, "base", {"loss": "official"}),
                 Branch("mended", "mended losses", "stage1", 1.0, "base", {"loss": "default"}),
+                _defect("masked_mean", "mean of the masked divided by the rate"),
+                _defect("kept_rate", "replaced and clean divided by the rate"),
+                _defect("pair_rate", "pairs divided by the rate"),
+                _defect("trained_padding", "padding trained"),
+                _defect("lost_pairs", "half of the pairs lost"),
+                _defect("shifted_flags", "flags of half of the pairs shifted"),
                 Branch("scenes", "losses of the recipe", "stage1", 1.0, "base"),
             ),
-            ("official", "mended", "scenes"),
+            (
+                "official",
+                "mended",
+                "masked-mean",
+                "kept-rate",
+                "pair-rate",
+                "trained-padding",
+                "lost-pairs",
+                "shifted-flags",
+                "scenes",
+            ),
         ),
         Experiment(
             "prefix-conversion",
