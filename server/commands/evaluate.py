@@ -94,7 +94,7 @@ def experiment(
     name: Annotated[str, typer.Argument(help="Which one; `all` for every one of them.")],
     size: Annotated[
         str,
-        typer.Option(envvar="REDIFF_SIZE", help="small, shipped, tiny, or a YAML file."),
+        typer.Option(envvar="REDIFF_SIZE", help="small, losses, shipped, tiny, or a YAML file."),
     ] = "small",
     out: Annotated[
         Path, typer.Option(envvar="REDIFF_OUT", help="Folder of branches, figures and plots.")
