@@ -67,7 +67,9 @@ def measure(folder: Path, numbers: range, ways: dict[str, SamplerSettings]) -> N
     columns = "".join(f" {metric:>10}" for metric in SHOWN)
     sys.stdout.write(f"{'':55} {'forwards':>8}{columns}\n")
     for name, settings in ways.items():
-        sized = replace(settings, canvas_length=captioner.config.canvas_length)
+        sized = replace(settings, canvas_length=captioner.config.canvas_length).preferring(
+            captioner.config.preferences
+        )
         row = evaluate(captioner, scenes, prompts, names, sized)
         means = "".join(f" {row.metrics[metric]['mean']:>10.3f}" for metric in SHOWN)
         sys.stdout.write(f"{name:55} {row.forwards:>8.1f}{means}\n")

@@ -57,14 +57,16 @@ def members(shards: Iterable[Path], report: Report) -> Iterator[Member]:
 
 
 def by_name(found: Iterable[Member]) -> dict[str, Member]:
-    """Members by name, and by `shard/name`; a name in several shards stands for none."""
+    """Members by name, by `shard/name` and by the shard's whole path; a name that several have
+    stands for none."""
     index: dict[str, Member] = {}
     twice: set[str] = set()
     for member in found:
-        index[f"{member.path.name}/{member.name}"] = member
-        if member.name in index:
-            twice.add(member.name)
-        index[member.name] = member
+        index[f"{member.path}/{member.name}"] = member
+        for name in {f"{member.path.name}/{member.name}", member.name}:
+            if name in index and index[name] != member:
+                twice.add(name)
+            index[name] = member
     for name in twice:
         del index[name]
     return index

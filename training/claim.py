@@ -28,7 +28,7 @@ def claim(folder: Path, config: Training, free: Collection[str]) -> Iterator[Non
     """
     path = folder / "config.json"
     values = config.model_dump(mode="json")
-    noted = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    noted = _read(path) if path.exists() else None
     if noted is not None:
         known = {key: deepcopy(value) for key, value in noted.items() if key in values}
         for name in free:
@@ -43,6 +43,16 @@ def claim(folder: Path, config: Training, free: Collection[str]) -> Iterator[Non
     if values != noted:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, values)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        noted = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise TrainConfigError(f"{path} is not JSON: {error}") from None
+    if not isinstance(noted, dict):
+        raise TrainConfigError(f"{path} must hold an object, got {type(noted).__name__}")
+    return noted
 
 
 def _copy(values: dict[str, Any], known: dict[str, Any], place: list[str]) -> None:

@@ -32,7 +32,7 @@ class Strict(BaseModel):
 class Training(Strict):
     """What runs of every kind have in common."""
 
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     precision: Literal["no", "bf16"] = "bf16"
     clip: float = Field(1.0, gt=0)
     """Largest norm of a step's gradient."""
@@ -88,6 +88,15 @@ class ModelShape(Strict):
     qk_norm: bool = True
     canvas_length: int = Field(128, gt=0)
     prefix_attention: Literal["prefix", "full"] = "prefix"
+
+    @model_validator(mode="after")
+    def _even_heads(self) -> Self:
+        if self.hidden_size % (2 * self.heads):
+            raise ValueError(
+                f"{self.heads} heads of an even size do not make a hidden_size of "
+                f"{self.hidden_size}"
+            )
+        return self
 
 
 class DataShape(Strict):

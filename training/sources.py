@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from array import array
+from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -91,11 +92,16 @@ class RowShards:
         self._members: list[Member] = []
         self._images: list[str | None] = []
         self._sizes = array("q")
+        alike = Counter(shard.name for shard in shards)
         for group in _groups(members(shards, report)):
             texts = [member for member in group if member.name.lower().endswith(".json")]
             pictures = [member for member in group if member.name.lower().endswith(SUFFIXES)]
             for member in texts:
-                image = f"{member.path.name}/{pictures[0].name}" if pictures else None
+                picture = _picture_of(member, texts, pictures)
+                image = None
+                if picture is not None:
+                    shard = picture.path if alike[picture.path.name] > 1 else picture.path.name
+                    image = f"{shard}/{picture.name}"
                 try:
                     row = _with_image(
                         parse_row(_load(member.read(), member.where), member.where), image
@@ -165,6 +171,9 @@ def _elements(data: bytes, path: Path, report: Report) -> Iterator[tuple[int, in
         line += text.count("\n", counted, at)
         counted = at
         if text[at : at + 1] == "]":
+            if text[at + 1 :].strip():
+                reason = "the array ends here, the rest is lost"
+                report.add(Problem("malformed", f"{path}:{line}", reason))
             return
         try:
             _, end = decoder.raw_decode(text, at)
@@ -197,6 +206,13 @@ def _groups(found: Iterable[Member]) -> Iterator[list[Member]]:
         group.append(member)
     if group:
         yield group
+
+
+def _picture_of(text: Member, texts: Sequence[Member], pictures: Sequence[Member]) -> Member | None:
+    """Of the pictures of a group, the text's own: by whole name where there are several texts."""
+    stem = text.name.rpartition(".")[0]
+    own = (one for one in pictures if len(texts) == 1 or one.name.rpartition(".")[0] == stem)
+    return next(own, None)
 
 
 def _with_image(row: Row, image: str | None) -> Row:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import nn
@@ -18,6 +19,7 @@ from rediff_model.efficientnet import FEATURE_CHANNELS, STRIDE
 from rediff_model.model import CaptionModel
 from rediff_model.prompt import DEFAULT_QUESTION, TextCodec, conversation
 from training.claim import claim
+from training.config import TrainConfigError
 from training.loop import LoopSettings, train
 from training.scenes import alignment
 from training.scenes.atlas import Atlas
@@ -42,7 +44,7 @@ from training.scenes.tokenizer import save as save_tokenizer
 from training.state import processes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from torch.optim import Optimizer
@@ -118,12 +120,17 @@ def prepare(config: SceneTraining, folder: Path) -> SceneRun:
         model_config = embedded_config(config, tokenizer)
         model = CaptionModel(model_config)
         initialise(model)
-        cast("nn.Module", model.tower).load_state_dict(tower_weights(config.tower))
+        _fill(cast("nn.Module", model.tower), config.tower, tower_weights)
         if config.projector is not None:
-            known = part_of(config.projector, PROJECTOR_PREFIX)
-            cast("nn.Module", model.model.mm_projector).load_state_dict(known)
+            projector = cast("nn.Module", model.model.mm_projector)
+            _fill(projector, config.projector, lambda path: part_of(path, PROJECTOR_PREFIX))
     else:
         model_config = read_config(config.start_from)
+        if model_config.vision.tower != "efficientnet_lite0":
+            raise TrainConfigError(
+                f"start_from {config.start_from} has the tower {model_config.vision.tower}; "
+                "scenes are for efficientnet_lite0"
+            )
         if config.prefix_attention is not None:
             language = replace(model_config.language, prefix_attention=config.prefix_attention)
             model_config = replace(model_config, language=language)
@@ -155,6 +162,17 @@ def prepare(config: SceneTraining, folder: Path) -> SceneRun:
         special_ids=len(SPECIAL_TOKENS),
     )
     return SceneRun(config, folder, atlas, tokenizer, model, model_config, objective, canvases)
+
+
+def _fill(
+    module: nn.Module, path: Path, read: Callable[[Path], Mapping[str, torch.Tensor]]
+) -> None:
+    """Load what `read` finds at `path`; raises TrainConfigError if that is something else."""
+    try:
+        module.load_state_dict(read(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise TrainConfigError(f"{path} holds no weights that fit: {reason:.200}") from None
 
 
 def tower_weights(path: Path) -> dict[str, torch.Tensor]:

@@ -27,7 +27,14 @@ from training.scenes.corrections import CorrectionCanvases, StateCanvases, join
 from training.scenes.features import load_or_build
 from training.scenes.grammar import compose
 from training.scenes.objective import SceneBatch, slot_accuracy
-from training.stage1 import export, loop_settings, mix_of, optimizers, prepare
+from training.stage1 import (
+    export,
+    loop_settings,
+    mix_of,
+    noised_canvases,
+    optimizers,
+    prepare,
+)
 from training.state import processes, wait_for
 from training.whole_file import write_json
 
@@ -91,6 +98,11 @@ class SceneCorrection(SceneTraining):
             raise ValueError("start_from must name the checkpoint that drafts")
         if self.tower_steps:
             raise ValueError(f"tower_steps {self.tower_steps} belongs to Stage I")
+        if self.states_share and self.expert.kind == "openai":
+            raise ValueError(
+                f"states_share {self.states_share} needs an expert that knows whether a caption "
+                "leaves anything out, not openai"
+            )
         if self.states_share and not self.drafts.states:
             raise ValueError(f"states_share {self.states_share} needs drafts.states above 0")
         if self.drafts.first + self.drafts.scenes * self.rounds > self.data.scenes:
@@ -227,7 +239,7 @@ def train_corrections(
         if len(rows) < config.pictures:
             others = rng.integers(0, len(features.scenes), config.pictures - len(rows)).tolist()
             scenes = [features.scenes[row] for row in others]
-            parts.append(scene_run.canvases.build(scenes, config.wordings, mix, rng))
+            parts.append(noised_canvases(scene_run, scenes, step, rng))
             rows += others
         return SceneBatch.of(features.rows(np.array(rows)), reduce(join, parts))
 

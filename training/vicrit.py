@@ -66,7 +66,7 @@ def convert(path: Path, tokenizer: Tokenizer, out: Path, question: str, report: 
 def _prepare(row: object, where: str, tokenizer: Tokenizer, question: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise BadRow("malformed", where, f"a row must be an object, got {type(row).__name__}")
-    image = _text(row, "image" if "image" in row else "image_path", where)
+    image = _text(row, "image" if row.get("image") is not None else "image_path", where)
     right = _text(row, "original_caption", where)
     wrong = _text(row, "changed_caption", where)
     start, end, target = difference(wrong, right)
@@ -87,6 +87,11 @@ def _text(row: Mapping[str, object], name: str, where: str) -> str:
     value = row.get(name)
     if not isinstance(value, str) or not value.strip():
         raise BadRow("malformed", where, f"{name} must be text, got {value!r:.80}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        reason = f"{name} is no Unicode text at character {error.start}"
+        raise BadRow("malformed", where, reason) from None
     return value.strip()
 
 

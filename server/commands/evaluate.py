@@ -57,6 +57,7 @@ def evaluate(
     sizes = tokens_per_step.split(",")
     if not all(size.strip().isdecimal() and int(size) > 0 for size in sizes):
         raise CommandError(f"--tokens-per-step must list positive numbers, got {tokens_per_step!r}")
+    _writable(json_file, captions)
     from server.engine.runner import load_captioner
     from training.evaluate import evaluate_split, table, write_captions
     from training.scenes.atlas import Atlas
@@ -73,11 +74,11 @@ def evaluate(
             block_length,
             extra_refine_steps,
         )
+        typer.echo(table(rows))
         if captions is not None:
             write_captions(captions, rows, scenes, split)
     except (ValueError, OSError) as error:
         raise CommandError(str(error)) from None
-    typer.echo(table(rows))
     if json_file is not None:
         figures = {
             "split": split,
@@ -112,7 +113,7 @@ def experiment(
     """
     with extra("train"):
         from training.config import TrainConfigError
-        from training.experiments.catalogue import EXPERIMENTS
+        from training.experiments.catalogue import EXPERIMENTS, check_names
         from training.experiments.plan import Size
         from training.experiments.report import plot, section, table
         from training.experiments.run import run
@@ -122,9 +123,11 @@ def experiment(
     given = Path(size)
     if given.suffix not in (".yaml", ".yml"):
         given = _configurations() / f"experiment-{size}.yaml"
+    _writable(page)
     overrides = [] if evaluation_scenes is None else [f"evaluation_scenes={evaluation_scenes}"]
     try:
         chosen = Size.read(given, overrides)
+        check_names(chosen)
         sections = []
         for each in EXPERIMENTS.values() if name == "all" else [EXPERIMENTS[name]]:
             figures = run(each, chosen, out)
@@ -136,6 +139,13 @@ def experiment(
         raise CommandError(str(error)) from None
     if page is not None:
         page.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+
+
+def _writable(*files: Path | None) -> None:
+    """Raises CommandError for a file whose folder is not there, before hours have been spent."""
+    for file in files:
+        if file is not None and not file.parent.is_dir():
+            raise CommandError(f"{file} cannot be written: there is no folder {file.parent}")
 
 
 def _configurations() -> Path:

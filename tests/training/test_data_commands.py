@@ -39,6 +39,7 @@ def test_vicrit_pairs_of_equal_token_count_are_kept(tmp_path: Path) -> None:
         vicrit_row("A red fox on a very large plate."),
         vicrit_row("A red fox on a plate."),
         {"image": "b.jpg"},
+        vicrit_row("A half \ud800 fox."),
     ]
     given, out = tmp_path / "vicrit.jsonl", tmp_path / "new" / "rows.jsonl"
     given.write_text("\n".join([*map(json.dumps, rows), "{oops"]))
@@ -46,9 +47,9 @@ def test_vicrit_pairs_of_equal_token_count_are_kept(tmp_path: Path) -> None:
         app, ["data", "vicrit", str(given), "--out", str(out), "--model", str(base)]
     )
     assert result.exit_code == 0, result.output
-    assert result.stdout == "1 rows; left out: 2 malformed, 1 identical, 1 unequal\n"
+    assert result.stdout == "1 rows; left out: 3 malformed, 1 identical, 1 unequal\n"
     told = {line.split(": ")[0] for line in result.stderr.splitlines()}
-    assert told == {f"{given}:{line}" for line in (2, 3, 4, 5)}
+    assert told == {f"{given}:{line}" for line in (2, 3, 4, 5, 6)}
     report = Report()
     [row] = [RowFile(out, report).row(0)]
     assert report.summary() == "no problems"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from training.experiments.catalogue import EXPERIMENTS
+from training.config import TrainConfigError
+from training.experiments.catalogue import EXPERIMENTS, check_names
 from training.experiments.plan import Branch, Experiment, Given, Size
 from training.experiments.report import plot, section, table
 from training.experiments.run import run
@@ -198,6 +200,43 @@ def test_a_given_branch_is_not_trained_and_a_left_out_one_not_shown(tmp_path: Pa
         tiny(experiment, tmp_path, given={"there": missing}, left_out=("out",))
     with pytest.raises(ValueError, match="every branch is left out"):
         tiny(experiment, tmp_path, left_out=("out", "there"))
+
+
+def test_kept_figures_are_of_the_way_a_checkpoint_wants_to_be_decoded(tmp_path: Path) -> None:
+    experiment = Experiment("mini", "Kept?", (Branch("base", "plain", "mask"),), ("base",), (32,))
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree("rediff_model/checkpoints/embedded", checkpoint)
+    given = {"base": Given(checkpoint=checkpoint, steps=7)}
+    forwards: list[float] = []
+    for extra in (8, 0):
+        values = json.loads((checkpoint / "config.json").read_text())
+        values["extra_refine_steps"] = extra
+        (checkpoint / "config.json").write_text(json.dumps(values))
+        figures: Any = tiny(experiment, tmp_path / "out", given=given)
+        forwards.append(figures["rows"][0]["forwards"])
+    assert forwards[0] > forwards[1]
+
+
+def test_a_branch_that_cannot_be_trained_is_named_before_one_is(tmp_path: Path) -> None:
+    experiment = Experiment(
+        "mini",
+        "When?",
+        (Branch("base", "plain", "mask"), Branch("late", "late", "stage2", 1.0, "base")),
+        ("late",),
+        (32,),
+    )
+    recipes = {**Size.read(CONFIGS / "experiment-tiny.yaml").recipes}
+    recipes["stage2"] = {**recipes["stage2"], "drafts": {"scnes": 4}}
+    with pytest.raises(TrainConfigError, match=r"branch late: drafts\.scnes"):
+        tiny(experiment, tmp_path, recipes=recipes)
+    assert not (tmp_path / "branches").exists()
+
+
+def test_names_of_branches_that_nothing_has_are_refused() -> None:
+    size = Size.read(CONFIGS / "experiment-tiny.yaml", ["left_out=[stage1-onyl]"])
+    with pytest.raises(ValueError, match="no experiment has a branch 'stage1-onyl'"):
+        check_names(size)
+    check_names(Size.read(CONFIGS / "experiment-shipped.yaml"))
 
 
 def test_a_setting_at_its_default_does_not_rename_a_branch(tmp_path: Path) -> None:

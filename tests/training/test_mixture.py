@@ -127,6 +127,40 @@ def test_shards_hold_rows_and_pictures(tmp_path: Path) -> None:
     assert source.size(0) > 0 > source.size(2)
 
 
+def test_a_text_of_a_shard_has_its_own_picture_or_none(tmp_path: Path) -> None:
+    """Names share what comes before their first dot, and shards may share theirs."""
+    files: dict[str, bytes] = {}
+    for number in (1, 2):
+        files[f"photo.{number}.png"] = picture((number, 1))
+        files[f"photo.{number}.json"] = json.dumps(raw(f"{number}", image=None)).encode()
+    files["photo.3.json"] = json.dumps(raw("3", image=None)).encode()
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    first = shard(tmp_path / "a" / "0.tar", files)
+    second = shard(
+        tmp_path / "b" / "0.tar",
+        {"photo.1.png": picture((9, 1)), "photo.1.json": files["photo.1.json"]},
+    )
+    report = Report()
+    source = RowShards([first, second], report)
+    store = ImageShards(by_name(members([first, second], report)))
+    images = [source.row(i).image for i in range(4)]
+    assert images[2] is None
+    assert [store.open(image).width for image in images if image] == [1, 2, 9]
+    with pytest.raises(ImageError, match="in several"):
+        store.open("0.tar/photo.1.png")
+
+
+@pytest.mark.parametrize("more", ["5", "[7]"])
+def test_what_follows_an_array_is_not_lost_in_silence(tmp_path: Path, more: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f"[{json.dumps(raw('one'))}]\n\n{more}\n")
+    report = Report()
+    assert texts(RowFile(path, report)) == ["one"]
+    assert [problem.where for problem in report.problems] == [f"{path}:1"]
+    assert "the rest is lost" in report.problems[0].reason
+
+
 def test_broken_shards_are_reported(tmp_path: Path) -> None:
     whole = shard(tmp_path / "0.tar", {f"{i}.json": json.dumps(raw()).encode() for i in range(9)})
     cut = tmp_path / "1.tar"

@@ -1,6 +1,7 @@
 """Stage I on scenes, in seconds, through the code that trains the real one."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -186,6 +187,26 @@ def test_cached_features_survive_an_interrupted_build(scene_run: SceneRun, tmp_p
     # Pictures 2 and 3 were computed again, in a batch of another size.
     np.testing.assert_allclose(again.features_NPF, expected, atol=0.05)
     assert json.loads(progress.read_text())["done"] == 4
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "note"])
+def test_features_that_are_not_whole_are_computed_anew(
+    damage: str, scene_run: SceneRun, tmp_path: Path
+) -> None:
+    def features() -> np.ndarray:
+        return load_or_build(
+            "train", 0, 4, scene_run.atlas, scene_run.model, tmp_path
+        ).features_NPF.copy()
+
+    expected = features()
+    [data], [note] = tmp_path.glob("*.f16"), tmp_path.glob("*.json")
+    if damage == "cut":
+        os.truncate(data, 1000)
+    elif damage == "gone":
+        data.unlink()
+    else:
+        note.write_text("")
+    assert np.array_equal(features(), expected)
 
 
 @pytest.mark.parametrize(

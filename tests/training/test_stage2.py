@@ -245,6 +245,16 @@ def test_another_configuration_does_not_resume(stage1: SceneRun, tmp_path: Path)
         ({"phases": [{"steps": 1, "replace": 0.6, "pair": 0.5}]}, "exceed 1 together"),
         ({"phases": [{"steps": 1, "replace_low": 0.3}]}, r"replace_low 0\.3 is above"),
         ({"optimiser": {"muon": float("inf")}}, "finite number"),
+        ({"seed": -1}, "greater than or equal to 0"),
+        ({"defects": ["pair_rate"]}, "defects pair_rate are for the loss default, got scenes"),
+        (
+            {
+                "states_share": 0.5,
+                "drafts": {"scenes": 4, "states": 1},
+                "expert": {"kind": "openai", "model": "m"},
+            },
+            r"states_share 0\.5 needs an expert that knows",
+        ),
     ],
 )
 def test_a_wrong_configuration_is_named(

@@ -19,6 +19,7 @@ from training.collate import Batch, collate, require_trained
 from training.config import TrainConfigError
 from training.images import ImageFolder, ImageShards
 from training.mixture import Mixture, Source
+from training.report import Report
 from training.sources import RowFile, RowShards
 from training.whole_file import write_json
 
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from rediff_model.tiling import Layout
     from training.dialogue.config import DialogueData, SourceShape
     from training.images import ImageStore
-    from training.report import Report
     from training.sample import Sample
     from training.sources import RowSource
 
@@ -178,7 +178,9 @@ def open_images(shape: SourceShape, report: Report) -> ImageStore:
 
 
 def open_all(data: DialogueData, report: Report) -> list[Source]:
-    """Every source of the mixture."""
+    """Every source of the mixture, once it is known that held-out rows can be read as well."""
+    if data.validation is not None:
+        open_source(data.validation, Report())
     return [open_source(shape, report) for shape in data.sources]
 
 

@@ -8,6 +8,7 @@ from training.experiments.plan import Branch, Experiment
 
 if TYPE_CHECKING:
     from training.defects import Defect
+    from training.experiments.plan import Size
 
 BASE = Branch("base", "plain denoising", "mask", units=3.0)
 """What every branch starts from: a model that sees, and has never met a wrong token."""
@@ -170,3 +171,11 @@ EXPERIMENTS = {
     )
 }
 """By name."""
+
+
+def check_names(size: Size) -> None:
+    """Raises ValueError if `size` gives or leaves out a branch that no experiment has."""
+    known = {branch.name for each in EXPERIMENTS.values() for branch in each.branches}
+    for name in (*size.given, *size.left_out):
+        if name not in known:
+            raise ValueError(f"no experiment has a branch {name!r}; there are {sorted(known)}")

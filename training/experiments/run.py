@@ -13,6 +13,7 @@ import shutil
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,7 +33,6 @@ from training.whole_file import write_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from torch import Tensor
 
@@ -64,6 +64,10 @@ def run(experiment: Experiment, size: Size, folder: Path) -> dict[str, Any]:
         torch.set_num_threads(size.threads)
     experiment = experiment.without(size.left_out)
     outcomes: dict[str, Outcome] = {}
+    for branch in experiment.needed(size.given):
+        # A value that no branch can be trained with is to be named before the first is.
+        if branch.name not in size.given:
+            _configuration(branch, Path(branch.after) if branch.after else None, 0, size)
     for branch in experiment.needed(size.given):
         before = outcomes.get(branch.after) if branch.after else None
         given = size.given.get(branch.name)
@@ -112,9 +116,7 @@ def run(experiment: Experiment, size: Size, folder: Path) -> dict[str, Any]:
 def train_branch(branch: Branch, before: Outcome | None, size: Size, folder: Path) -> Outcome:
     """Train a branch, or find it trained: branches are kept by what they were made with."""
     taken = before.steps if before else 0
-    values = size.values(branch, before.checkpoint if before else None, taken)
-    kind = SceneCorrection if branch.recipe == "stage2" else SceneTraining
-    config = kind.model_validate(values)
+    config = _configuration(branch, before.checkpoint if before else None, taken, size)
     own = config.steps * (config.rounds if isinstance(config, SceneCorrection) else 1)
     steps = own + taken
     home = folder / "branches" / f"{branch.recipe}-{_fingerprint(config, folder)}"
@@ -140,6 +142,14 @@ def train_branch(branch: Branch, before: Outcome | None, size: Size, folder: Pat
     return Outcome(branch, checkpoint, steps, spent)
 
 
+def _configuration(
+    branch: Branch, start_from: Path | None, taken: int, size: Size
+) -> SceneTraining:
+    """Raises TrainConfigError, which names the branch, for values that do not fit."""
+    kind = SceneCorrection if branch.recipe == "stage2" else SceneTraining
+    return kind.parse(size.values(branch, start_from, taken), Path(f"branch {branch.name}"))
+
+
 def evaluate_branch(
     experiment: Experiment,
     outcome: Outcome,
@@ -149,9 +159,7 @@ def evaluate_branch(
     folder: Path,
 ) -> list[dict[str, Any]]:
     """One row a way of decoding: means with 95 % intervals over all scenes, and means by seed."""
-    with (outcome.checkpoint / "model.safetensors").open("rb") as weights:
-        name = hashlib.file_digest(weights, "sha256").hexdigest()[:10]
-    kept = folder / "rows" / f"{name}.json"
+    kept = folder / "rows" / f"{_name(outcome.checkpoint)}.json"
     kept.parent.mkdir(parents=True, exist_ok=True)
     known: dict[str, Any] = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
     asked = hashlib.sha256(f"{size.evaluation_scenes} {size.evaluation_seeds}".encode()).hexdigest()
@@ -170,6 +178,14 @@ def evaluate_branch(
                     write_json(kept, known)
                 rows.append({"branch": outcome.branch.name, **known[key]})
     return rows
+
+
+def _name(checkpoint: Path) -> str:
+    """A hash of all that its captions depend on: how it wants to be decoded counts, too."""
+    digest = hashlib.sha256()
+    for part in ("model.safetensors", "config.json", "tokenizer.json"):
+        digest.update((checkpoint / part).read_bytes())
+    return digest.hexdigest()[:10]
 
 
 def _row(
@@ -215,7 +231,17 @@ def _row(
 def _shared_drafts(config: SceneCorrection, home: Path, folder: Path) -> Iterator[None]:
     """Branches that only differ in what comes after the first round's drafts draft once."""
     said = config.model_dump_json(
-        include={"start_from", "seed", "data", "drafts"}, exclude_defaults=True
+        include={
+            "start_from",
+            "seed",
+            "precision",
+            "data",
+            "drafts",
+            "block_lengths",
+            "extra_refine_steps",
+            "prefix_attention",
+        },
+        exclude_defaults=True,
     )
     drawn = hashlib.sha256(said.replace(str(folder), "").encode()).hexdigest()[:10]
     own, shared = home / "round-0" / "drafts.jsonl", folder / "drafts" / f"{drawn}.jsonl"

@@ -130,7 +130,8 @@ class ChatExpert:
             return Verdict(fault="malformed")
         if self.settings.repair and pairs:
             pairs = self._repair(draft, messages, answer, pairs)
-        return Verdict(pairs, right=not pairs)
+        # It is told that what a draft leaves out is no error, so it cannot say that it is whole.
+        return Verdict(pairs, right=not pairs, whole=False)
 
     def _repair(
         self, draft: Draft, messages: list[dict[str, Any]], answer: Answer, pairs: tuple[Pair, ...]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
@@ -18,6 +19,7 @@ from rediff_model.efficientnet import LATE_WEIGHTS, MIDDLE_CHANNELS
 from rediff_model.tiling import cut_tiles
 from training.scenes.render import render
 from training.scenes.sample import sample_scene
+from training.whole_file import write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from rediff_model.model import CaptionModel
     from training.scenes.atlas import Atlas
     from training.scenes.graph import Scene
+
+logger = logging.getLogger(__name__)
 
 BATCH = 32
 MAP_CELLS = 4
@@ -118,11 +122,17 @@ def _kept(
     compute: Callable[[int, int], torch.Tensor],
     device: torch.device,
 ) -> np.ndarray:
-    """What `compute` says of rows `start` to `end`, float16 of a shape, from `path` or into it."""
+    """What `compute` says of rows `start` to `end`, float16 of a shape, from `path` or into it.
+
+    Values that are not all there, whatever their note says, are computed anew.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     data, done_file = path.with_name(f"{path.name}.f16"), path.with_name(f"{path.name}.json")
-    done = json.loads(done_file.read_text())["done"] if done_file.exists() else 0
-    if not data.exists():
+    done = _noted(done_file)
+    if not data.exists() or data.stat().st_size != 2 * math.prod(shape):
+        if done:
+            logger.warning("%s is not whole: its features are computed anew", data)
+        done = 0
         np.memmap(data, dtype=np.float16, mode="w+", shape=shape)
     rows_NPF = np.memmap(data, dtype=np.float16, mode="r+", shape=shape)
     for batch, start in enumerate(range(done, shape[0], BATCH)):
@@ -132,8 +142,16 @@ def _kept(
         rows_NPF[start:end] = part.to("cpu", torch.float16).numpy()
         if batch % 16 == 0 or end == shape[0]:
             rows_NPF.flush()
-            done_file.write_text(json.dumps({"done": end}))
+            write_json(done_file, {"done": end})
     return np.memmap(data, dtype=np.float16, mode="r", shape=shape)
+
+
+def _noted(path: Path) -> int:
+    """How many rows are done, by a note; 0 if there is none that can be read."""
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["done"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
 
 
 def fingerprint(
