@@ -3,9 +3,10 @@
     python -m benchmarks.adaptive --n 48 --seed 6
     python -m benchmarks.adaptive --n 48 --seed 5 --tokens-per-step 8 12 --reveal-threshold 0.6 0.7
 
-The first line is the preset `rediff`, which the others are measured against; then come the
-presets, or the grid if one is given. Pictures are test scenes through the checkpoint's own tower,
-those that `rediff data scenes` writes for the seed: choose on one seed and quote another.
+The first line is the preset `rediff` with what the checkpoint prefers, the second without its extra
+steps; then come the other presets, or the grid if one is given. Pictures are test scenes through
+the checkpoint's own tower, those that `rediff data scenes` writes for the seed: choose on one seed
+and quote another.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from training.scenes.atlas import Atlas, default_names
 from training.scenes.export import SEED_STRIDE
 from training.scenes.sample import sample_scene
 
+WITHOUT = replace(PRESETS["rediff"], extra_refine_steps=0)
 SHOWN = ("coverage", "factuality", "fluency")
 
 
@@ -37,7 +39,8 @@ def main() -> None:
     parser.add_argument("--extra-refine-steps", type=int, nargs="+", default=[0])
     parser.add_argument("--block-length", type=int, nargs="+", help="one block if left out")
     given = parser.parse_args()
-    ways = {"rediff": PRESETS["rediff"]}
+    plain = {"rediff": PRESETS["rediff"], "rediff, no extra steps": WITHOUT}
+    ways = dict(plain)
     grid = product(
         given.tokens_per_step,
         given.reveal_threshold,
@@ -55,7 +58,11 @@ def main() -> None:
             extra_refine_steps=extra,
         )
     first = given.seed * SEED_STRIDE
-    measure(given.model, range(first, first + given.n), ways if len(ways) > 1 else dict(PRESETS))
+    measure(
+        given.model,
+        range(first, first + given.n),
+        ways if len(ways) > len(plain) else {**plain, **PRESETS},
+    )
 
 
 def measure(folder: Path, numbers: range, ways: dict[str, SamplerSettings]) -> None:

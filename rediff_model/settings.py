@@ -248,15 +248,17 @@ PRESETS: Mapping[str, SamplerSettings] = {
     "careful": SamplerSettings(tokens_per_step=1, reveal_threshold=0.8),
 }
 """`rediff` reveals and revises, 4 tokens a step; `mask` is plain denoising; `adaptive` takes the
-fewest forward passes at a Coverage no more than .01 below that of `rediff`; `careful` takes no
-token that it is not sure of besides the one a step must reveal, in the checkpoint's block length.
+fewest forward passes at a Coverage no more than .01 below that of 4 tokens a step without extra
+steps; `careful` takes no token that it is not sure of besides the one a step must reveal, in the
+checkpoint's block length.
 
-`adaptive` was chosen with the embedded checkpoint of two rounds of Stage II: on three times 240
-test scenes (seeds 71 to 73) the preset `rediff` with the checkpoint's 4 `extra_refine_steps` took
-26.4 forward passes for a Coverage of .926; with 4 tokens a step and 8 of them, passes and the
-difference (interval about .008 to each side), the threshold .9 gave 17.5 and .000, .85 16.2 and
-+.003, and .8 on two of these seeds 14.7 and -.020; 3 tokens with .85 17.6 and +.006 on two. On 480
-others (seed 80) the preset took 16.3 instead of 26.4 for +.001.
+`adaptive` was chosen with the embedded checkpoint of two rounds of Stage II, on three times 240
+test scenes (seeds 71 to 73), where 4 tokens a step alone took 26.4 forward passes for a Coverage of
+.926, and with the checkpoint's 4 `extra_refine_steps` 27.9 for .939. With 4 tokens a step and 8
+such steps the threshold .9 gave 17.5 and .926, .85 16.2 and .929, and .8 on two of these seeds 14.7
+and .904, .020 less than 4 tokens alone. On 480 others (seed 80) the preset took 16.3 for .917, 4
+tokens alone 26.4 for .916, and with the extra steps 27.9 for .933. So of the 1,200 scenes it gives
+.002 more than 4 tokens a step alone and .012 less than what the checkpoint prefers.
 `python -m benchmarks.adaptive --n 48 --seed 5` asks the like of any checkpoint; others need other
 thresholds.
 """
