@@ -51,15 +51,20 @@ class Keys:
         # The path that the router goes by; a URL put together again would hold the Host header,
         # which the client chooses.
         path = scope.get("path", "")
+        given = Headers(scope=scope).get("authorization", "")
         if (
             scope["type"] == "lifespan"
             or path in self._open_paths
             or path.startswith(OPEN_PREFIX)
-            or self._holds(Headers(scope=scope).get("authorization", ""))
+            or self._holds(given)
         ):
             await self._app(scope, receive, send)
             return
-        error = Unauthorized("an API key is needed: send the header Authorization: Bearer KEY")
+        error = Unauthorized(
+            "the header Authorization holds none of this server's keys: it must read Bearer KEY"
+            if given
+            else "an API key is needed: send the header Authorization: Bearer KEY"
+        )
         self._on_refusal(error.reason)
         scope["state"]["record"].error = error.code
         response = error_response(error)

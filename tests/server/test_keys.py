@@ -106,6 +106,8 @@ async def test_anything_else_does_not(authorization: str) -> None:
         answer = await server.client.get("/version", headers=headers)
         assert answer.status_code == 401
         assert "first-key" not in answer.text
+        told = "holds none of this server's keys" if authorization else "an API key is needed"
+        assert told in answer.json()["error"]["message"]
 
 
 async def test_keys_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:

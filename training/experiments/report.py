@@ -10,7 +10,17 @@ if TYPE_CHECKING:
 
 PLOTTED = ("coverage", "factuality", "fluency")
 COLUMNS = ("coverage", "factuality", "chair_i", "object_recall", "fluency", "perfect")
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+_COLOURS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#56b4e9",
+    "#e69f00",
+    "#000000",
+    "#8c6d31",
+    "#7f7f7f",
+)
 
 Row = dict[str, Any]
 
@@ -111,7 +121,8 @@ def _lines(figures: dict[str, Any]) -> Iterator[tuple[str, bool, str, Sequence[R
     named = labels(figures)
     shown = list(dict.fromkeys(row["branch"] for row in figures["rows"]))
     ways = sorted({row["refine"] for row in figures["rows"]})
-    for colour, branch in zip(_COLOURS, shown, strict=False):
+    for number, branch in enumerate(shown):
+        colour = _COLOURS[number % len(_COLOURS)]
         for refine in ways:
             suffix = "" if len(ways) == 1 else ", refining" if refine else ", frozen"
             line = [
