@@ -215,7 +215,7 @@ def test_a_real_server_captions_a_folder_and_refuses_strangers(tmp_path: Path) -
     order = Order.read(Settings.read({"model": "fake"}), {}, None)
     with serving(max_batch=2, api_keys="secret") as address:
         url = f"http://{address}"
-        with pytest.raises(BulkError, match="status 401: .* none of this server.s keys"):
+        with pytest.raises(BulkError, match=r"status 401: .* none of this server"):
             Remote.open(url, "wrong", order, 1000, 3, 0, print)
         captioner = Remote.open(url, "secret", order, 1000, 3, 0, print)
         assert captioner.model == "fake"
