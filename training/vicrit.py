@@ -49,7 +49,10 @@ def convert(path: Path, tokenizer: Tokenizer, out: Path, question: str, report: 
 
     Raises:
         OSError: `path` cannot be read, or `out` not written.
+        ValueError: they are the same file.
     """
+    if out.exists() and out.samefile(path):
+        raise ValueError(f"{out} is what is read: the rows must go to another file")
     count = 0
 
     def prepared() -> Iterator[dict[str, Any]]:

@@ -50,6 +50,10 @@ def test_vicrit_pairs_of_equal_token_count_are_kept(tmp_path: Path) -> None:
     assert result.stdout == "1 rows; left out: 3 malformed, 1 identical, 1 unequal\n"
     told = {line.split(": ")[0] for line in result.stderr.splitlines()}
     assert told == {f"{given}:{line}" for line in (2, 3, 4, 5, 6)}
+    command = ["data", "vicrit", str(out), "--out", str(out), "--model", str(base)]
+    refused = CliRunner().invoke(app, command)
+    assert refused.exit_code == 1
+    assert "must go to another file" in refused.stderr
     report = Report()
     [row] = [RowFile(out, report).row(0)]
     assert report.summary() == "no problems"
