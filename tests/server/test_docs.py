@@ -14,6 +14,7 @@ import pytest
 from server_fakes import DEFAULT_CAPTION, png
 from server_wire import serving
 
+from rediff_model.prompt import DEFAULT_QUESTION
 from server.api import chat, schemas
 
 if TYPE_CHECKING:
@@ -69,8 +70,8 @@ def test_an_example_runs_as_written(
     output = run(kind, code, server if keyed else open_server, tmp_path)
     if keyed:
         assert '"fake"' in output
-    elif "What is on the table?" in code:
-        assert output.strip() == "What is on the table?"
+    elif DEFAULT_QUESTION in code:
+        assert output.strip() == DEFAULT_QUESTION
     else:
         assert DEFAULT_CAPTION in output
 
