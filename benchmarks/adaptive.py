@@ -39,8 +39,7 @@ def main() -> None:
     parser.add_argument("--extra-refine-steps", type=int, nargs="+", default=[0])
     parser.add_argument("--block-length", type=int, nargs="+", help="one block if left out")
     given = parser.parse_args()
-    plain = {"rediff": PRESETS["rediff"], "rediff, no extra steps": WITHOUT}
-    ways = dict(plain)
+    asked: dict[str, SamplerSettings] = {}
     grid = product(
         given.tokens_per_step,
         given.reveal_threshold,
@@ -50,7 +49,7 @@ def main() -> None:
     )
     for tokens, reveal, edit, extra, block in grid:
         name = f"{tokens} tokens, reveal {reveal}, edit {edit}, extra {extra}, block {block}"
-        ways[name] = SamplerSettings(
+        asked[name] = SamplerSettings(
             block_length=block,
             tokens_per_step=tokens,
             reveal_threshold=reveal,
@@ -58,11 +57,8 @@ def main() -> None:
             extra_refine_steps=extra,
         )
     first = given.seed * SEED_STRIDE
-    measure(
-        given.model,
-        range(first, first + given.n),
-        ways if len(ways) > len(plain) else {**plain, **PRESETS},
-    )
+    baselines = {"rediff": PRESETS["rediff"], "rediff, no extra steps": WITHOUT}
+    measure(given.model, range(first, first + given.n), {**baselines, **(asked or PRESETS)})
 
 
 def measure(folder: Path, numbers: range, ways: dict[str, SamplerSettings]) -> None:

@@ -10,6 +10,6 @@ and those of pairs, are divided by the masking rate too."""
 SampleDefect = Literal["trained_padding", "lost_pairs", "shifted_flags"]
 """Stops behind a caption are trained like words; pairs are not found, so that the wrong caption is
 learnt; the flags of pairs fall on other tokens."""
-Defect = LossDefect | SampleDefect
+Defect = Literal[LossDefect, SampleDefect]
 
 LOSS_DEFECTS: frozenset[LossDefect] = frozenset(get_args(LossDefect))

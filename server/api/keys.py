@@ -51,13 +51,12 @@ class Keys:
         # The path that the router goes by; a URL put together again would hold the Host header,
         # which the client chooses.
         path = scope.get("path", "")
-        given = Headers(scope=scope).get("authorization", "")
-        if (
-            scope["type"] == "lifespan"
-            or path in self._open_paths
-            or path.startswith(OPEN_PREFIX)
-            or self._holds(given)
-        ):
+        is_open = (
+            scope["type"] == "lifespan" or path in self._open_paths or path.startswith(OPEN_PREFIX)
+        )
+        # What starts and stops the application has no headers.
+        given = "" if is_open else Headers(scope=scope).get("authorization", "")
+        if is_open or self._holds(given):
             await self._app(scope, receive, send)
             return
         error = Unauthorized(
