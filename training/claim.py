@@ -34,15 +34,34 @@ def claim(folder: Path, config: Training, free: Collection[str]) -> Iterator[Non
         for name in free:
             _copy(values, known, name.split("."))
         whole = type(config).parse(known, path).model_dump(mode="json")
-        if differing := sorted(key for key in values if values[key] != whole[key]):
+        for place, before, now in differences(whole, values):
             raise TrainConfigError(
-                f"{folder} was begun with another {differing[0]}: {whole[differing[0]]}, "
-                f"now {values[differing[0]]}"
+                f"{folder} was begun with another {place}: {_short(before)}, now {_short(now)}"
             )
     yield
     if values != noted:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, values)
+
+
+def differences(before: object, now: object, place: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Where two JSON values differ: dotted place, the one value and the other, as deep as they
+    have the same keys or as many items."""
+    if isinstance(before, dict) and isinstance(now, dict) and before.keys() == now.keys():
+        parts = [(key, before[key], now[key]) for key in sorted(before)]
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        parts = [(str(number), *both) for number, both in enumerate(zip(before, now, strict=True))]
+    else:
+        if before != now:
+            yield place, before, now
+        return
+    for key, one, other in parts:
+        yield from differences(one, other, f"{place}.{key}" if place else key)
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _read(path: Path) -> dict[str, Any]:

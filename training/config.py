@@ -208,6 +208,8 @@ class SceneTraining(Training):
                         f"{name} {given} is for a new model, not for that of start_from "
                         f"{self.start_from}"
                     )
+        if self.schedule == "cosine" and self.changes("tail"):
+            raise ValueError(f"tail {self.tail} is for the schedule linear_tail, got cosine")
         if self.defects and self.loss != "default":
             raise ValueError(
                 f"defects {', '.join(self.defects)} are for the loss default, got {self.loss}"

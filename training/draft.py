@@ -69,6 +69,8 @@ class DraftSettings:
     def __post_init__(self) -> None:
         if not self.tokens_per_step or min(self.tokens_per_step) < 1:
             raise ValueError(f"tokens_per_step must be numbers from 1, got {self.tokens_per_step}")
+        if self.every and len(set(self.tokens_per_step)) < len(self.tokens_per_step):
+            raise ValueError(f"every speed of tokens_per_step {self.tokens_per_step} drafts once")
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, got {self.batch_size}")
         if self.states < 0:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 Kind = Literal[
     "malformed",
@@ -86,6 +86,20 @@ class Report:
                 for problem in self.problems
             ],
         }
+
+    def recall(self, noted: Mapping[str, Any]) -> None:
+        """Take up what `to_json` gave in an earlier run; what both found counts once.
+
+        Of findings beyond the limit only the numbers are known, so the larger one is kept.
+
+        Raises:
+            KeyError or TypeError: it is no such report.
+        """
+        for problem in noted["problems"]:
+            self.add(Problem(problem["kind"], problem["where"], problem["reason"]))
+        for kind in KINDS:
+            if count := noted["counts"].get(kind, 0):
+                self.counts[kind] = max(self.counts[kind], count)
 
     def summary(self) -> str:
         """One line: `3 malformed, 1 image`, or `no problems`."""

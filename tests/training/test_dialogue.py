@@ -284,6 +284,9 @@ def test_bad_data_is_reported_with_its_place_and_skipped(
     places = {problem["where"] for problem in report["problems"]}
     assert places == {f"{path}:{line}" for line in (2, 3, 6)}
     assert f"{path}:2: malformed" in caplog.text
+    # Run again, nothing is drawn, and what drawing found is not forgotten.
+    stage1.run(configuration(base, path, steps=4), tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "problems.json").read_text()) == report
 
 
 def test_random_ids_are_no_special_tokens(base: Path) -> None:
@@ -302,6 +305,8 @@ def test_random_ids_are_no_special_tokens(base: Path) -> None:
         ({"batch_size": 5}, "batch_size 5 is no multiple of micro_batch 2"),
         ({"train": ["vision"], "lora": {}}, "lora adapts the language model"),
         ({"train": ["vision", "vision"]}, "names a part twice"),
+        ({"epochs": 2.0}, "steps 6 and epochs 2.0: one of them"),
+        ({"loss": {"weights": [0, 0, 0, 0]}}, "leave nothing to train"),
         ({"data": {"kind": "conversations", "fill_canvas": True}, "loss": {"compat": "official"}},
          "fill_canvas is not part"),
         ({"data": {"kind": "conversations", "sources": [{"name": "a", "rows": "x"}] * 2}},
@@ -334,3 +339,6 @@ def test_a_run_that_cannot_begin_says_why(base: Path, rows: Path, tmp_path: Path
         pass
     with pytest.raises(TrainConfigError, match="begun with another batch_size: 4, now 8"):
         stage1.run(configuration(base, rows, batch_size=8), tmp_path / "claimed")
+    changed = configuration(base, rows, loss={"weights": [1, 2, 1, 1]})
+    with pytest.raises(TrainConfigError, match=r"another loss\.weights\.1: 1\.0, now 2\.0"):
+        stage1.run(changed, tmp_path / "claimed")

@@ -93,6 +93,12 @@ def test_drafts_are_what_the_sampler_says_at_a_mix_of_speeds(
         assert (each.reference, each.scene) == (subject.reference, subject.scene)
 
 
+def test_every_speed_is_named_once() -> None:
+    with pytest.raises(ValueError, match=r"tokens_per_step \(1, 8, 1\) drafts once"):
+        DraftSettings((1, 8, 1), every=True)
+    DraftSettings((1, 8, 1))  # a share of the subjects each
+
+
 def test_every_speed_for_every_subject(model: LanguageModel, tmp_path: Path) -> None:
     settings = DraftSettings((2, 8), every=True, canvas_length=16, batch_size=4)
     assert len(draft(model, tmp_path / "drafts.jsonl", settings)) == 10

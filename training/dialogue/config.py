@@ -61,6 +61,12 @@ class LossShape(Strict):
     stutter: float = Field(0.0, ge=0, le=1)
     """Share of the replaced tokens that repeat the token before; the others are any token."""
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not any(self.weights):
+            raise ValueError(f"weights {list(self.weights)} leave nothing to train")
+        return self
+
 
 class Rates(Strict):
     """Learning rates of AdamW, by part; adapters are part of the language model."""
@@ -120,6 +126,8 @@ class DialogueTraining(Training):
             raise ValueError(
                 f"batch_size {self.batch_size} is no multiple of micro_batch {self.micro_batch}"
             )
+        if self.steps is not None and self.changes("epochs"):
+            raise ValueError(f"steps {self.steps} and epochs {self.epochs}: one of them is enough")
         if self.loss.compat == "official" and self.data.fill_canvas:
             raise ValueError("data.fill_canvas is not part of loss.compat official")
         if self.lora is not None and "language" not in self.train:

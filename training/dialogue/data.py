@@ -6,6 +6,7 @@ Shape suffixes: B samples, L rows of the longest sample, N tiles of a picture, T
 from __future__ import annotations
 
 import glob
+import json
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -144,6 +145,16 @@ class DialogueBatches:
         """Log the findings that are new."""
         for problem in self.report.problems[self._told :]:
             logger.warning("%s", problem)
+        self._told = len(self.report.problems)
+
+    def recall(self, path: Path) -> None:
+        """Go on with the report that an interrupted run has left at `path`, if it can be read."""
+        if not path.exists():
+            return
+        try:
+            self.report.recall(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            logger.warning("%s is no report of findings: it is written anew", path)
         self._told = len(self.report.problems)
 
     def write_report(self, path: Path) -> None:

@@ -105,6 +105,7 @@ def finish(
     batches = batches_of(dialogue, sources, report, config.batch_size, config.parts)
     problems = folder / f"problems{f'-{group.process_index}' * (not group.is_main_process)}.json"
     batches.tell()
+    batches.recall(problems)
     batches.write_report(problems)
     if group.is_main_process:
         rows = sum(len(source.rows) for source in sources)
