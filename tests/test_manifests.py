@@ -39,3 +39,20 @@ def test_a_misspelt_field_does_not() -> None:
 def test_the_manifests_are_those_that_are_documented() -> None:
     kinds = {document["kind"] for _, document in DOCUMENTS}
     assert kinds >= {"Deployment", "Service", "HorizontalPodAutoscaler", "PodMonitor", "RayService"}
+
+
+def pods(value: Any) -> list[dict[str, Any]]:
+    """The specs of all pods in a document."""
+    if isinstance(value, list):
+        return [pod for item in value for pod in pods(item)]
+    if not isinstance(value, dict):
+        return []
+    own = [value] if "containers" in value else []
+    return own + [pod for item in value.values() for pod in pods(item)]
+
+
+def test_no_service_sets_a_setting() -> None:
+    """Of a service named rediff, Kubernetes would make REDIFF_PORT in the pods beside it."""
+    found = [pod for _, document in DOCUMENTS for pod in pods(document)]
+    assert len(found) == 3
+    assert all(pod["enableServiceLinks"] is False for pod in found)

@@ -4,7 +4,11 @@ Heavy imports stand inside the commands, so that `rediff --help` answers at once
 """
 
 # Annotations are not postponed here: typer reads them at run time.
-from typing import Annotated
+import os
+import re
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from typing import Annotated, Any
 
 import typer
 from typer.exceptions import TyperException
@@ -49,6 +53,29 @@ def run() -> int:
     return status if isinstance(status, int) else 0
 
 
+ELSEWHERE = {"REDIFF_API_KEY", "REDIFF_GOLDENS"}
+"""Variables that no option has."""
+SERVICE = re.compile("REDIFF_.*(SERVICE|PORT)_")
+"""What Kubernetes sets for a service of this name."""
+
+
+def mistyped(environment: Mapping[str, str]) -> Iterator[str]:
+    """A line for every variable that looks like one of ours and is none."""
+    known = ELSEWHERE | set(_variables(typer.main.get_command(app)))
+    for name in sorted(environment):
+        if name.startswith("REDIFF_") and name not in known and not SERVICE.match(name):
+            near = get_close_matches(name, known, n=1, cutoff=0.8)
+            yield f"{name} is no setting{f': did you mean {near[0]}?' if near else ''}"
+
+
+def _variables(command: Any) -> Iterator[str]:
+    for option in command.params:
+        names = option.envvar or ()
+        yield from [names] if isinstance(names, str) else names
+    for inner in getattr(command, "commands", {}).values():
+        yield from _variables(inner)
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"rediff-serve {__version__}")
@@ -63,3 +90,5 @@ def options(
     ] = False,
 ) -> None:
     """Captions from a refining masked-diffusion model."""
+    for line in mistyped(os.environ):
+        typer.echo(f"rediff: {line}", err=True)

@@ -202,6 +202,21 @@ def test_options_come_from_the_environment(
     assert "above the limit of 10" in json.loads(capsys.readouterr().out)["error"]
 
 
+def test_a_mistyped_variable_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("REDIFF_MAX_BTCH", "REDIFF_XQ", "REDIFF_SERVICE_HOST", "REDIFF_PORT_80_TCP"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("REDIFF_API_KEY", "secret")
+    assert rediff(monkeypatch, "caption") == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:2] == [
+        "rediff: REDIFF_MAX_BTCH is no setting: did you mean REDIFF_MAX_BATCH?",
+        "rediff: REDIFF_XQ is no setting",
+    ]
+    assert len(lines) == 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
