@@ -31,6 +31,7 @@ _TRY_LATER: Final = frozenset({408, 429, 502, 503})
 _BUSY: Final = frozenset({408, 429})
 """Of these, what needs no telling: the server is there."""
 _PICTURE: Final = frozenset({413, 415})
+_NO_KEY: Final = 401
 _LONGEST_WAIT: Final = 60.0
 
 
@@ -199,6 +200,8 @@ class Remote:
             return
         if status in _PICTURE or param == "image" or status >= 500:
             raise PictureError(reason)
+        if status == _NO_KEY:
+            raise BulkError(f"{reason}; the key is read from REDIFF_API_KEY")
         raise BulkError(reason)
 
 

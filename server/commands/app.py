@@ -53,6 +53,7 @@ def run() -> int:
     return status if isinstance(status, int) else 0
 
 
+PREFIX = "REDIFF_"
 ELSEWHERE = {"REDIFF_API_KEY", "REDIFF_GOLDENS"}
 """Variables that no option has."""
 SERVICE = re.compile("REDIFF_.*(SERVICE|PORT)_")
@@ -62,10 +63,11 @@ SERVICE = re.compile("REDIFF_.*(SERVICE|PORT)_")
 def mistyped(environment: Mapping[str, str]) -> Iterator[str]:
     """A line for every variable that looks like one of ours and is none."""
     known = ELSEWHERE | set(_variables(typer.main.get_command(app)))
+    ends = [name.removeprefix(PREFIX) for name in known]
     for name in sorted(environment):
-        if name.startswith("REDIFF_") and name not in known and not SERVICE.match(name):
-            near = get_close_matches(name, known, n=1, cutoff=0.8)
-            yield f"{name} is no setting{f': did you mean {near[0]}?' if near else ''}"
+        if name.startswith(PREFIX) and name not in known and not SERVICE.match(name):
+            near = get_close_matches(name.removeprefix(PREFIX), ends, n=1)
+            yield f"{name} is no setting{f': did you mean {PREFIX}{near[0]}?' if near else ''}"
 
 
 def _variables(command: Any) -> Iterator[str]:
