@@ -2,9 +2,11 @@
 
 import { describe, percent } from "./words.js";
 
+const JOINER = "\u2060";
+
 export class Canvas {
   #cells = [];
-  #gaps = []; // text before each cell: a space where its token begins with one
+  #gaps = []; // text before each cell: a space, or what keeps the parts of a word in one line
   #drawn = []; // what each cell shows, so that only changes touch the page
   #root;
   #onPick;
@@ -27,7 +29,7 @@ export class Canvas {
       if (key === this.#drawn[position]) continue;
       this.#drawn[position] = key;
       paint(this.#cells[position], state, position, beyond);
-      this.#gaps[position].data = state.text.startsWith(" ") && position ? " " : "";
+      this.#gaps[position].data = position ? gap(state.text) : "";
     }
   }
 
@@ -101,9 +103,16 @@ export class Canvas {
   }
 }
 
+function gap(text) {
+  if (text.startsWith(" ")) return " ";
+  return text ? JOINER : "";
+}
+
 function paint(cell, state, position, beyond) {
   const { kind, text, now, was, confidence, revisions } = state;
-  cell.dataset.kind = now && kind === "token" ? now : kind;
+  // A mask behind the end is as empty as what was revealed there.
+  const shown = beyond && kind === "mask" ? "end" : kind;
+  cell.dataset.kind = now && kind === "token" ? now : shown;
   cell.toggleAttribute("data-revised", revisions > 0 && !now);
   cell.toggleAttribute("data-beyond", beyond);
   cell.toggleAttribute("data-now", Boolean(now));

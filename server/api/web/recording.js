@@ -82,6 +82,7 @@ export class Recording {
     }
     const step = this.steps[Math.min(frame, this.length) - 1];
     if (!step) return { steps: "0", revisions: 0, tokens: 0, seconds: 0 };
-    return { steps: `${step.step} of ${step.steps}`, revisions: step.revisions, tokens: step.tokens, seconds: step.seconds };
+    const total = this.answer?.steps ?? step.steps; // until it is over, as many as there may be
+    return { steps: `${step.step} of ${total}`, revisions: step.revisions, tokens: step.tokens, seconds: step.seconds };
   }
 }

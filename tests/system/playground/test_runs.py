@@ -82,6 +82,28 @@ def test_the_scrubber_shows_every_step(open_page: Open) -> None:
     )
 
 
+def test_the_canvas_reads_as_its_caption_and_breaks_no_word(open_page: Open) -> None:
+    playground = open_page()
+    playground.page.set_viewport_size({"width": 420, "height": 900})
+    playground.run(tokens_per_step="4")
+    text = playground.page.evaluate("document.querySelector('.canvas').textContent")
+    assert text.replace("\u2060", "").startswith(playground.caption())
+    assert playground.cells("mask").count() == 0
+    # Cells without a space between them stand in the same line.
+    broken = playground.page.evaluate(
+        """() => [...document.querySelectorAll('.cell[data-kind=token]')].filter((cell) => {
+          const before = cell.previousElementSibling;
+          return cell.previousSibling.data === '\u2060' && before?.dataset.kind === 'token'
+            && Math.abs(before.offsetTop - cell.offsetTop) > 4;
+        }).map((cell) => cell.textContent)"""
+    )
+    assert broken == []
+    total = playground.count("steps")
+    playground.page.locator("#scrub").press("Home")
+    playground.page.locator("#scrub").press("ArrowRight")
+    assert playground.count("steps") == f"1 of {total}"
+
+
 def test_play_goes_to_the_end_and_pause_stops(open_page: Open) -> None:
     playground = open_page()
     playground.run(tokens_per_step="16")
