@@ -2,11 +2,9 @@
 
 import { describe, percent } from "./words.js";
 
-const JOINER = "\u2060";
-
 export class Canvas {
   #cells = [];
-  #gaps = []; // text before each cell: a space, or what keeps the parts of a word in one line
+  #gaps = []; // text before each cell: a space where its token begins with one
   #drawn = []; // what each cell shows, so that only changes touch the page
   #root;
   #onPick;
@@ -29,7 +27,7 @@ export class Canvas {
       if (key === this.#drawn[position]) continue;
       this.#drawn[position] = key;
       paint(this.#cells[position], state, position, beyond);
-      this.#gaps[position].data = position ? gap(state.text) : "";
+      this.#gaps[position].data = state.text.startsWith(" ") && position ? " " : "";
     }
   }
 
@@ -40,8 +38,9 @@ export class Canvas {
 
   #build(size) {
     this.#cells = Array.from({ length: size }, (_, position) => {
-      const cell = document.createElement("button");
-      cell.type = "button";
+      // Not a button, which is a box of its own: lines would break between the parts of a word.
+      const cell = document.createElement("span");
+      cell.role = "button";
       cell.className = "cell";
       cell.dataset.position = position;
       cell.tabIndex = position ? -1 : 0;
@@ -101,11 +100,6 @@ export class Canvas {
       return Math.abs(middle(cell) - middle(start));
     }
   }
-}
-
-function gap(text) {
-  if (text.startsWith(" ")) return " ";
-  return text ? JOINER : "";
 }
 
 function paint(cell, state, position, beyond) {
