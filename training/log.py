@@ -60,6 +60,13 @@ class Log:
                 self._board.add_scalar(key, value, step)
         return row
 
+    def judged(self, step: int) -> bool:
+        """Whether a line tells of an evaluation at a step: it has no learning rate."""
+        if not self._path.exists():
+            return False
+        with self._path.open(encoding="utf-8") as file:
+            return any(f'"step": {step},' in line and '"rate"' not in line for line in file)
+
     def close(self) -> None:
         if self._board is not None:
             self._board.close()

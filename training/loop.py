@@ -121,6 +121,15 @@ def train(
         disable=not (settings.progress and accelerator.is_main_process),
         dynamic_ncols=True,
     )
+
+    def judge(done: int) -> None:
+        if evaluate and (done % settings.evaluate_every == 0 or done == settings.steps):
+            with swapped(trained, average):
+                log.write(done, dict(evaluate(done)))
+            accelerator.wait_for_everyone()
+
+    if start and not log.judged(start):
+        judge(start)  # killed between saving and evaluating
     own = range(rank, settings.parts, ranks)
     jobs = ((step, part) for step in range(start, settings.steps) for part in own)
     made = ahead(lambda job: batch(*job), jobs, settings.prefetch)
@@ -154,10 +163,7 @@ def train(
             bar.set_postfix({key: f"{row[key]:.3f}" for key in row if key.startswith("loss")})
         if done % settings.save_every == 0 or done == settings.steps:
             state.save(done)
-        if evaluate and (done % settings.evaluate_every == 0 or done == settings.steps):
-            with swapped(trained, average):
-                log.write(done, dict(evaluate(done)))
-            accelerator.wait_for_everyone()
+        judge(done)
     bar.close()
     log.close()
     return gathered(average, keep=accelerator.is_main_process)

@@ -72,6 +72,11 @@ def _prepare(row: object, where: str, tokenizer: Tokenizer, question: str) -> di
     image = _text(row, "image" if row.get("image") is not None else "image_path", where)
     right = _text(row, "original_caption", where)
     wrong = _text(row, "changed_caption", where)
+    for name, text in (("original_caption", right), ("changed_caption", wrong)):
+        if IMAGE_TAG in text:
+            raise BadRow(
+                "malformed", where, f"{name} holds {IMAGE_TAG}, which stands for a picture"
+            )
     start, end, target = difference(wrong, right)
     _, problems = correct(wrong, [Segment(0, start, end, target)], tokenizer, where)
     if problems:

@@ -395,12 +395,13 @@ def test_vicrit_rows_that_cannot_be_used_are_counted() -> None:
         ("v:3", vicrit(changed_caption=None)),
         ("v:4", vicrit(image_path=" ")),
         ("v:5", []),
-        ("v:6", vicrit()),
+        ("v:6", vicrit(original_caption=f"<image> {same}")),
+        ("v:7", vicrit()),
     ]
     report = Report()
     assert len(list(prepare_vicrit(bad, TOKENIZER, report))) == 1
-    assert report.counts == {"identical": 1, "unequal": 1, "malformed": 3}
-    assert [problem.where for problem in report.problems] == ["v:1", "v:2", "v:3", "v:4", "v:5"]
+    assert report.counts == {"identical": 1, "unequal": 1, "malformed": 4}
+    assert [problem.where for problem in report.problems] == [f"v:{row}" for row in range(1, 7)]
 
 
 @given(st.lists(st.sampled_from(WORDS), max_size=8), st.lists(st.sampled_from(WORDS), max_size=8))

@@ -83,6 +83,26 @@ def test_a_killed_run_continues_to_the_same_weights(tmp_path: Path) -> None:
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+def test_a_run_killed_while_it_evaluates_evaluates_when_it_goes_on(tmp_path: Path) -> None:
+    evaluated: list[int] = []
+
+    def once_killed(step: int) -> dict[str, float]:
+        evaluated.append(step)
+        if evaluated.count(10) == 1 and step == 10:
+            raise Killed
+        return {"score": step / 10}
+
+    settings = replace(quiet(20), evaluate_every=5)
+    model = Regression()
+    with pytest.raises(Killed):
+        train(model, optimizers(model), points, settings, tmp_path, evaluate=once_killed)
+    train(model, optimizers(model), points, settings, tmp_path, evaluate=once_killed)
+    train(model, optimizers(model), points, settings, tmp_path, evaluate=once_killed)
+    assert evaluated == [5, 10, 10, 15, 20]
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [row["score"] for row in rows if "score" in row] == [0.5, 1.0, 1.5, 2.0]
+
+
 def test_the_loss_falls_and_is_logged(tmp_path: Path) -> None:
     model = Regression()
     train(model, optimizers(model), points, quiet(60), tmp_path)
