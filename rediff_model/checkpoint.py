@@ -40,6 +40,9 @@ DOWNLOADS = (CONFIG, "*.safetensors", INDEX, "generation_config.json", *TOKENIZE
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
 DEFAULT_SHARD_BYTES = 5_000_000_000
 
+SHIPPED = Path(__file__).parent / "checkpoints"
+"""The checkpoints that come with the package, a folder each."""
+
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _SIGLIP = "model.vision_tower.vision_tower.vision_model."
 _SIGLIP_LAYER = re.compile(re.escape(_SIGLIP) + r"encoder\.layers\.(\d+)\.")
@@ -50,7 +53,9 @@ class CheckpointError(ValueError):
 
 
 def resolve(path_or_hub_id: str | Path, *, revision: str | None = None) -> Path:
-    """The folder of a checkpoint; a hub id (`owner/name`) is downloaded, or found in the cache.
+    """The folder of a checkpoint: a path, or the name of one that comes with the package.
+
+    A hub id (`owner/name`) is downloaded, or found in the cache.
 
     Raises:
         CheckpointError: neither a folder nor a repository that can be had.
@@ -62,8 +67,13 @@ def resolve(path_or_hub_id: str | Path, *, revision: str | None = None) -> Path:
         if any(path.match(pattern) for pattern in PICKLES):
             raise CheckpointError(f"{path} is a pickle file; only safetensors are read")
         raise CheckpointError(f"{path} is a file, not a checkpoint folder")
+    shipped = {folder.name: folder for folder in sorted(SHIPPED.iterdir()) if folder.is_dir()}
+    if str(path_or_hub_id) in shipped:
+        return shipped[str(path_or_hub_id)]
     if not _HUB_ID.fullmatch(str(path_or_hub_id)):
-        raise CheckpointError(f"no checkpoint folder at {path}")
+        raise CheckpointError(
+            f"no checkpoint folder at {path}, and the package has {', '.join(shipped)}"
+        )
     # Imported here, so that a local checkpoint does not wait for it.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError

@@ -97,6 +97,9 @@ class VisionConfig:
     """Layers in the checkpoint as published; SigLIP features leave out the last one."""
     num_attention_heads: int = 16
     layer_norm_eps: float = 1e-6
+    class_rows: tuple[int, ...] = ()
+    """For `efficientnet_lite0`: of every class whose probability is part of a feature, how many
+    rows of the tower's classifier speak for it."""
 
     @property
     def patches_per_side(self) -> int:
@@ -107,6 +110,11 @@ class VisionConfig:
             raise ConfigError(f"vision tower must be one of {get_args(Tower)}, got {self.tower!r}")
         if self.image_size < self.patch_size or self.patch_size < 1:
             raise ConfigError(f"image_size {self.image_size} is below patch_size {self.patch_size}")
+        if self.class_rows and (self.tower == "siglip" or min(self.class_rows) < 1):
+            raise ConfigError(
+                f"class_rows are numbers from 1 and for efficientnet_lite0, got "
+                f"{list(self.class_rows)} for {self.tower}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +198,7 @@ class ModelConfig:
             "mm_projector_type": "mlp2x_gelu",
             "mm_patch_merge_type": "spatial_unpad",
             "image_aspect_ratio": f"anyres_max_{limit}" if aspect == "anyres_max" else "square",
-            "vision_config": vision,
+            "vision_config": {**vision, "class_rows": list(self.vision.class_rows)},
             **values,
             "suppressed_token_ids": list(self.suppressed_token_ids),
             **preferences,

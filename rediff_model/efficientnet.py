@@ -4,7 +4,7 @@ The trunk is EfficientNet-Lite0 (Tan and Le 2019, the Lite variant without squee
 with ReLU6) with its batch norms folded into the convolutions.
 
 Shape suffixes: N pictures, C channels, H and W rows and columns of a map, T side of a picture in
-pixels, G cells a side at stride 32, P cells of a picture (G squared), F feature channels.
+pixels, P cells of a picture, F feature channels, K classes, R rows of the classifier.
 """
 
 from __future__ import annotations
@@ -20,10 +20,14 @@ from torch.nn import functional
 from rediff_model.config import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rediff_model.config import VisionConfig
 
 STRIDE = 64
-"""Pixels a feature cell."""
+"""Pixels a feature cell, in the usual resolution."""
+MIDDLE_STRIDE, DEEP_STRIDE = 16, 32
+"""Pixels a cell of the maps that features are made of."""
 POSITION_FREQUENCIES = 8
 DEEP_CHANNELS = 320
 """Channels of the stride-32 map."""
@@ -31,6 +35,10 @@ MIDDLE_CHANNELS = 112
 """Channels of the stride-16 map."""
 POSITION_CHANNELS = 4 * POSITION_FREQUENCIES
 TRUNK_CHANNELS = 4 * (DEEP_CHANNELS + MIDDLE_CHANNELS)
+HEAD_CHANNELS = 1280
+"""Channels that EfficientNet's classifier reads."""
+SHARE_SCALE = 8.0
+"""Makes a class that fills its cell count as much as the other channels may."""
 LIMIT = 8.0
 """Deviations: a few channels fire rarely and very strongly."""
 FEATURE_CHANNELS = TRUNK_CHANNELS + POSITION_CHANNELS
@@ -49,7 +57,11 @@ _STAGES = (
 )
 _STEM_CHANNELS = 32
 _MIDDLE_STAGE = 4
-LATE_WEIGHTS = (*(f"stages.{i}." for i in range(_MIDDLE_STAGE + 1, len(_STAGES))), "feature_")
+LATE_WEIGHTS = (
+    *(f"stages.{i}." for i in range(_MIDDLE_STAGE + 1, len(_STAGES))),
+    "feature_",
+    "classifier.",
+)
 """How the names of weights begin that the stride-16 map does not depend on."""
 _MAP_STAGES = {2: "stride8", _MIDDLE_STAGE: "stride16", 6: "stride32"}
 
@@ -74,18 +86,62 @@ class Block(nn.Module):
         return output_NCHW + map_NCHW if self.shortcut else output_NCHW
 
 
-class EfficientNetTower(nn.Module):
-    """Pictures to one feature vector a 32-pixel cell: what is there and where it is.
+class CellClassifier(nn.Module):
+    """What follows EfficientNet's trunk, cell by cell: the probability of every class.
 
-    A cell is 64 pixels wide: the tower looks at a picture of twice the usual resolution, because
-    small things are what it misses, and says it in as few vectors. A vector holds the cell's 2 x 2
-    vectors of the stride-32 map (4 x 320 channels) and of the stride-16 map averaged to stride 32
-    (4 x 112), standardised by stored statistics and clamped, and a sine code of row and column
-    (32).
+    A class has one row or more, of which the best speaks for it; one more row, the last, is for
+    cells in which there is nothing.
+    """
+
+    owner_R: Tensor
+
+    def __init__(self, class_rows: Sequence[int]) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(DEEP_CHANNELS, HEAD_CHANNELS, 1)
+        self.rows = nn.Linear(HEAD_CHANNELS, sum(class_rows) + 1)
+        self.classes = len(class_rows)
+        with torch.device("cpu"):
+            owner_R = torch.arange(self.classes + 1).repeat_interleave(
+                torch.tensor([*class_rows, 1])
+            )
+        self.register_buffer("owner_R", owner_R, persistent=False)
+
+    def seen(self, deep_NCHW: Tensor) -> Tensor:
+        """Every cell of the stride-32 map as the rows read it, [N, C, H, W]."""
+        return functional.relu6(self.head(deep_NCHW))
+
+    @staticmethod
+    def smooth(seen_NCHW: Tensor) -> Tensor:
+        """Means over 3 x 3 cells, [N, H, W, C]: about what a small thing covers."""
+        mean_NCHW: Tensor = functional.avg_pool2d(seen_NCHW, 3, 1, 1, count_include_pad=False)
+        return mean_NCHW.permute(0, 2, 3, 1)
+
+    def read(self, seen: Tensor) -> Tensor:
+        """Logits [..., K + 1] of the classes and of nothing, from [..., C]."""
+        rows_TR: Tensor = self.rows(seen).float().flatten(0, -2)
+        out_TK = rows_TR.new_full((len(rows_TR), self.classes + 1), -torch.inf)
+        owner_TR = self.owner_R.expand(len(rows_TR), -1)
+        out_TK = out_TK.scatter_reduce(1, owner_TR, rows_TR, "amax", include_self=False)
+        return out_TK.view(*seen.shape[:-1], -1)
+
+    def forward(self, deep_NCHW: Tensor) -> Tensor:
+        """Logits, [N, H, W, K + 1], of every cell of the stride-32 map."""
+        return self.read(self.smooth(self.seen(deep_NCHW)))
+
+
+class EfficientNetTower(nn.Module):
+    """Pictures to one feature vector a cell: what is there and where it is.
+
+    A cell is 64 pixels wide or another multiple of 32: the tower looks at a picture of twice the
+    usual resolution or more, because small things are what it misses, and says it in as few
+    vectors. A vector holds the cell's 2 x 2 vectors of the stride-32 map (4 x 320 channels) and of
+    the stride-16 map (4 x 112), both averaged to two vectors a side, standardised by stored
+    statistics and clamped, and a sine code of row and column (32). With `class_rows`, also the
+    share that each class has of the cell, by a classifier of the stride-32 map.
 
     Raises:
-        ConfigError: image_size is not a multiple of 64, or patch_size or hidden_size are not
-            those of this tower.
+        ConfigError: patch_size is not a multiple of 32 from 64 on, image_size not one of
+            patch_size, or hidden_size is not what this tower gives.
     """
 
     feature_mean_F: Tensor
@@ -94,16 +150,18 @@ class EfficientNetTower(nn.Module):
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        for name, value, expected in (
-            ("image_size", config.image_size % STRIDE, 0),
-            ("patch_size", config.patch_size, STRIDE),
-            ("hidden_size", config.hidden_size, FEATURE_CHANNELS),
+        wanted = FEATURE_CHANNELS + len(config.class_rows)
+        patch = config.patch_size
+        for name, fits in (
+            ("patch_size", patch >= STRIDE and patch % DEEP_STRIDE == 0),
+            ("image_size", config.image_size % patch == 0),
+            ("hidden_size", config.hidden_size == wanted),
         ):
-            if value != expected:
+            if not fits:
                 raise ConfigError(
-                    f"EfficientNet-Lite0 needs image_size a multiple of {STRIDE}, patch_size "
-                    f"{STRIDE} and hidden_size {FEATURE_CHANNELS}, got {name} "
-                    f"{getattr(config, name)}"
+                    f"EfficientNet-Lite0 needs a patch_size of {STRIDE} or more that is a multiple "
+                    f"of {DEEP_STRIDE}, image_size a multiple of patch_size and hidden_size "
+                    f"{wanted}, got {name} {getattr(config, name)}"
                 )
         self.config = config
         self.stem = nn.Conv2d(3, _STEM_CHANNELS, 3, 2)
@@ -119,6 +177,7 @@ class EfficientNetTower(nn.Module):
                 pairwise(widths), _STAGES, strict=True
             )
         )
+        self.classifier = CellClassifier(config.class_rows) if config.class_rows else None
         self.register_buffer("feature_mean_F", torch.zeros(TRUNK_CHANNELS))
         self.register_buffer("feature_scale_F", torch.ones(TRUNK_CHANNELS))
         self.register_buffer(
@@ -128,7 +187,7 @@ class EfficientNetTower(nn.Module):
 
     @property
     def hidden_size(self) -> int:
-        return FEATURE_CHANNELS
+        return self.config.hidden_size
 
     @property
     def patches_per_side(self) -> int:
@@ -147,8 +206,21 @@ class EfficientNetTower(nn.Module):
         features_NPF = self.raw(maps)
         features_NPF = (features_NPF - self.feature_mean_F) * self.feature_scale_F
         features_NPF = features_NPF.clamp(-LIMIT, LIMIT)
-        position_NPF = self.position_PF.to(features_NPF.dtype).expand(len(features_NPF), -1, -1)
-        return torch.cat((features_NPF, position_NPF), dim=-1)
+        parts = [
+            features_NPF,
+            self.position_PF.to(features_NPF.dtype).expand(len(features_NPF), -1, -1),
+        ]
+        if self.classifier is not None:
+            shares_NPK = self.shares(self.classifier(maps["stride32"]))
+            parts.append(SHARE_SCALE * shares_NPK.to(features_NPF.dtype))
+        return torch.cat(parts, dim=-1)
+
+    def shares(self, logits_NHWK: Tensor) -> Tensor:
+        """Of every feature cell the part each class has of it, [N, P, K], 0 to 1; the rest is
+        nothing's."""
+        share_NKHW = logits_NHWK.softmax(-1)[..., :-1].permute(0, 3, 1, 2)
+        share_NKHW = functional.avg_pool2d(share_NKHW, self.config.patch_size // DEEP_STRIDE)
+        return share_NKHW.flatten(2).transpose(1, 2)
 
     def deepened(self, stride16_NCHW: Tensor) -> dict[str, Tensor]:
         """The maps `stride16`, as given, and `stride32`, which the last stages make of it."""
@@ -173,11 +245,13 @@ class EfficientNetTower(nn.Module):
                 maps[_MAP_STAGES[number]] = map_NCHW
         return maps
 
-    @staticmethod
-    def raw(maps: dict[str, Tensor]) -> Tensor:
+    def raw(self, maps: dict[str, Tensor]) -> Tensor:
         """The trunk's part of the features before standardising, [N, P, F]."""
-        middle = functional.avg_pool2d(maps["stride16"], 2)
-        both = (functional.pixel_unshuffle(part, 2) for part in (maps["stride32"], middle))
+        side = 2 * self.patches_per_side
+        both = (
+            functional.pixel_unshuffle(functional.adaptive_avg_pool2d(maps[name], side), 2)
+            for name in ("stride32", "stride16")
+        )
         return torch.cat(tuple(both), dim=1).flatten(2).transpose(1, 2)
 
 

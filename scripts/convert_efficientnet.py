@@ -51,7 +51,7 @@ def main() -> None:
         measure(tower, [load_picture(path, size) for path in paths])
     files = {arguments.target: tower.state_dict()}
     if arguments.classifier is not None:
-        files[arguments.classifier] = classifier_of(published)
+        files[arguments.classifier] = classifier_of(published, tower)
     dtype = getattr(torch, arguments.dtype)
     for path, tensors in files.items():
         save_file({name: value.to(dtype).contiguous() for name, value in tensors.items()}, path)
@@ -94,11 +94,13 @@ def load_published(tower: EfficientNetTower, published: dict[str, Tensor]) -> No
     tower.load_state_dict(folded | statistics)
 
 
-def classifier_of(published: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of `training.scenes.imagenet.Classifier`; KeyError if one is missing."""
+def classifier_of(published: dict[str, Tensor], tower: EfficientNetTower) -> dict[str, Tensor]:
+    """The tensors of `training.scenes.imagenet.Classifier`, with the late stages of a tower that
+    has the published weights; KeyError if one is missing."""
     left = widened(published)
     outs = {f"out.{name}": left[f"_fc.{name}"] for name in ("weight", "bias")}
-    return fold(left, "_conv_head", "_bn1", "head") | outs
+    late = {f"late.{name}": value for name, value in tower.late_stages().state_dict().items()}
+    return late | fold(left, "_conv_head", "_bn1", "head") | outs
 
 
 def widened(published: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -154,6 +154,14 @@ class Optimiser(Strict):
     weight_decay: float = Field(0.01, ge=0)
 
 
+class SightShape(Strict):
+    """A tower that looks closer and tells classes."""
+
+    image_size: int = Field(576, gt=0)
+    """Side of the picture that the tower is given, in pixels."""
+    steps: int = Field(1200, gt=0)
+
+
 class SceneTraining(Training):
     """Stage I of an embedded model on sticker scenes."""
 
@@ -177,10 +185,11 @@ class SceneTraining(Training):
     tower_steps: int = Field(0, ge=0)
     """Steps of the tower's late stages and the projector on these labels, before the captions; 0
     leaves the tower as it is."""
-    photograph_weight: float = Field(0.0, ge=0)
-    """While the tower learns, what it counts that ImageNet's own classifier, which has seen
-    photographs, reads the names off it too."""
-    phases: tuple[Phase, ...] = Field(min_length=1)
+    sight: SightShape | None = None
+    """Let the tower look at a larger picture and tell classes, before the captions, see
+    `training.scenes.sight`; None leaves it as it is."""
+    phases: tuple[Phase, ...]
+    """Of captions; may be empty where only what is seen is taught."""
     optimiser: Optimiser = Optimiser()
     schedule: Literal["cosine", "linear_tail"] = "linear_tail"
     tail: float = Field(0.4, gt=0, le=1)
@@ -214,8 +223,13 @@ class SceneTraining(Training):
             raise ValueError(
                 f"defects {', '.join(self.defects)} are for the loss default, got {self.loss}"
             )
-        if self.photograph_weight and not self.tower_steps:
-            raise ValueError(f"photograph_weight {self.photograph_weight} needs tower_steps")
+        if not self.phases and self.sight is None and not self.tower_steps:
+            raise ValueError("phases is empty, and neither sight nor tower_steps is given")
+        if self.sight is not None and (self.tower_steps or self.start_from is None):
+            raise ValueError(
+                "sight needs start_from, whose vectors the projector learns to give, and no "
+                f"tower_steps, got {self.tower_steps}"
+            )
         if self.tower_steps and self.start_from is None:
             raise ValueError(
                 f"tower_steps {self.tower_steps} needs start_from: the heads that teach the tower "

@@ -30,6 +30,7 @@ from training.scenes.objective import SceneBatch, SceneObjective, slot_accuracy
 from training.scenes.paper import paper_canvases
 from training.scenes.sample import sample_scene
 from training.scenes.sharpen import sharpen
+from training.scenes.sight import closer, look_closer, widened
 from training.scenes.tokenizer import (
     BOS,
     END_HEADER,
@@ -98,12 +99,14 @@ def run(config: SceneTraining, folder: Path) -> Path:
         with group.main_process_first():
             maps = load_or_build_maps("train", first, count, atlas, model, cache)
         sharpen(scene_run, maps)
+    if config.sight is not None:
+        maps = look_closer(scene_run, cache)
     with group.main_process_first():
         features = load_or_build("train", first, count, atlas, model, cache, maps)
         validation = load_or_build("validation", 0, held, atlas, model, cache)
     if config.start_from is None and config.align_steps:
         align(scene_run, features)
-    average = train_captions(scene_run, features, validation)
+    average = train_captions(scene_run, features, validation) if config.phases else {}
     checkpoint = folder / "checkpoint"
     if group.is_main_process:
         export(scene_run, average, checkpoint)
@@ -137,6 +140,10 @@ def prepare(config: SceneTraining, folder: Path) -> SceneRun:
         tokenizer = Tokenizer.from_file(str(config.start_from / "tokenizer.json"))
         model = CaptionModel(model_config)
         load_weights(model, config.start_from, "cpu", torch.float32)
+        if config.sight is not None:
+            vision = closer(model_config.vision, config.sight.image_size, atlas.names)
+            model_config = replace(model_config, vision=vision)
+            model = widened(model, model_config, atlas.names)
     preferences = model_config.preferences
     if config.block_lengths is not None:
         preferences = replace(preferences, block_lengths=config.block_lengths)

@@ -303,6 +303,17 @@ def test_wrong_paths(tmp_path: Path) -> None:
     assert checkpoint.resolve(str(tmp_path)) == tmp_path
 
 
+def test_a_checkpoint_of_the_package_has_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert checkpoint.read_config(checkpoint.resolve("embedded")).canvas_length == 128
+    with pytest.raises(CheckpointError, match=r"folder at embeded, and the package has embedded"):
+        checkpoint.resolve("embeded")
+    (tmp_path / "embedded").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert checkpoint.resolve("embedded").resolve() == tmp_path / "embedded"
+
+
 def test_hub_id_is_downloaded_without_pickles(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -203,9 +204,44 @@ def test_position_code_is_linear_in_the_row_and_the_column_of_each_cell() -> Non
     ("name", "value"), [("image_size", 100), ("patch_size", 16), ("hidden_size", 1280)]
 )
 def test_efficientnet_names_a_size_that_it_cannot_have(name: str, value: int) -> None:
-    sizes = {"image_size": 128, "patch_size": 64, "hidden_size": FEATURE_CHANNELS} | {name: value}
+    sizes: dict[str, Any] = {"image_size": 128, "patch_size": 64, "hidden_size": FEATURE_CHANNELS}
+    sizes |= {name: value}
     with pytest.raises(ConfigError, match=rf"got {name} {value}"):
         build_tower(VisionConfig(tower="efficientnet_lite0", **sizes))
+
+
+@pytest.mark.parametrize(("patch", "side"), [(96, 576), (128, 256)])
+def test_a_larger_cell_says_as_much(patch: int, side: int) -> None:
+    """Maps of a larger picture are averaged to two vectors a side of a cell."""
+    config = VisionConfig("efficientnet_lite0", side, patch, FEATURE_CHANNELS)
+    tower = build_tower(config)
+    assert isinstance(tower, EfficientNetTower)
+    cells = side // patch
+    maps = {
+        name: torch.rand((1, channels, side // stride, side // stride))
+        for name, channels, stride in (("stride16", 112, 16), ("stride32", DEEP_CHANNELS, 32))
+    }
+    raw = tower.raw(maps)
+    assert raw.shape == (1, cells**2, TRUNK_CHANNELS)
+    constant = {name: torch.ones_like(value) for name, value in maps.items()}
+    torch.testing.assert_close(tower.raw(constant), torch.ones_like(raw))
+    # Of the left upper quarter of the first cell: channel 0 of the finer map.
+    quarter = maps["stride16"][0, 0, : patch // 32, : patch // 32].mean()
+    torch.testing.assert_close(raw[0, 0, 4 * DEEP_CHANNELS], quarter)
+
+
+def test_classes_need_their_channels_and_rows() -> None:
+    sizes: dict[str, Any] = {"image_size": 128, "patch_size": 64}
+    with pytest.raises(ConfigError, match=f"hidden_size {FEATURE_CHANNELS + 2}, got hidden_size"):
+        build_tower(
+            VisionConfig(
+                "efficientnet_lite0", hidden_size=FEATURE_CHANNELS, class_rows=(1, 2), **sizes
+            )
+        )
+    with pytest.raises(ConfigError, match=r"class_rows .* got \[1, 0\]"):
+        VisionConfig("efficientnet_lite0", class_rows=(1, 0), **sizes)
+    with pytest.raises(ConfigError, match=r"class_rows .* for siglip"):
+        VisionConfig(class_rows=(1,))
 
 
 def test_frozen_trunk_has_no_gradients_and_a_plain_state(tower: EfficientNetTower) -> None:

@@ -261,7 +261,9 @@ def test_a_model_that_cannot_be_loaded_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert rediff(monkeypatch, "caption", "x.png", "--model", tmp_path / "none") == 1
-    assert capsys.readouterr().err == f"rediff: no checkpoint folder at {tmp_path / 'none'}\n"
+    told = capsys.readouterr().err
+    assert told.startswith(f"rediff: no checkpoint folder at {tmp_path / 'none'}, and the package")
+    assert told.count("\n") == 1
 
 
 def test_a_port_that_is_taken_is_one_line(

@@ -15,7 +15,6 @@ from training.config import SceneTraining
 from training.scenes import sharpen
 from training.scenes.alignment import DenseObjective
 from training.scenes.features import as_map, load_or_build, load_or_build_maps
-from training.scenes.imagenet import Classifier
 from training.stage1 import prepare, run
 
 if TYPE_CHECKING:
@@ -83,23 +82,17 @@ def test_maps_are_kept_whatever_the_late_stages_are(tmp_path: Path) -> None:
     assert len(list((tmp_path / "maps").glob("*.f16"))) == 1
 
 
-def objective_and_batch(
-    folder: Path, weight: float
-) -> tuple[sharpen.SharpObjective, sharpen.SharpBatch]:
-    scene_run = prepare(tiny(), folder / "run")
-    maps = load_or_build_maps("train", 0, 4, scene_run.atlas, scene_run.model, folder / "maps")
+def test_what_the_heads_ask_for_reaches_the_late_stages(tmp_path: Path) -> None:
+    scene_run = prepare(tiny(), tmp_path / "run")
+    maps = load_or_build_maps("train", 0, 4, scene_run.atlas, scene_run.model, tmp_path / "maps")
     assert as_map(maps.rows(np.arange(1))).shape == (1, 112, 24, 24)
     tower: Any = scene_run.model.tower
     dense = DenseObjective(
         cast("nn.Module", scene_run.model.model.mm_projector), 192, len(scene_run.atlas.names)
     )
-    classifier = Classifier.load() if weight else None
-    objective = sharpen.SharpObjective(tower, dense, classifier, weight)
+    objective = sharpen.SharpObjective(tower, dense)
     tower.late_stages().requires_grad_(True)
-    return objective, sharpen.batches_of(scene_run, maps)(0, 0)
-
-
-def losses_of(objective: sharpen.SharpObjective, batch: sharpen.SharpBatch) -> list[float]:
+    batch = sharpen.batches_of(scene_run, maps)(0, 0)
     trained = [value for value in objective.parameters() if value.requires_grad]
     optimizer = torch.optim.Adam(trained, 3e-3)
     losses = []
@@ -109,40 +102,7 @@ def losses_of(objective: sharpen.SharpObjective, batch: sharpen.SharpBatch) -> l
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    return losses
-
-
-def test_what_the_heads_ask_for_reaches_the_late_stages(tmp_path: Path) -> None:
-    losses = losses_of(*objective_and_batch(tmp_path, 0.0))
     assert losses[-1] < 0.6 * losses[0]
-
-
-def test_the_classifier_asks_the_late_stages_for_names_and_stays_as_it_is(tmp_path: Path) -> None:
-    objective, batch = objective_and_batch(tmp_path, 1.0)
-    # Both losses are there, and the second is a mean over the stickers.
-    both, parts = objective(batch)
-    objective.classifier_weight = 0.0
-    dense, _ = objective(batch)
-    logits = objective.classifier(  # type: ignore[misc]
-        objective.tower.deepened(as_map(batch.maps_BCF))["stride32"], batch.plates
-    )
-    nats = Classifier.load().nats(logits, batch.plates.name_S)
-    torch.testing.assert_close(both, dense + nats.mean() * 2 * 36)
-    assert parts["right_imagenet"][1] == len(batch.plates.name_S) > 0
-    objective.dense.requires_grad_(False)
-    objective.classifier_weight = 1.0
-    losses = losses_of(objective, batch)
-    assert losses[-1] < losses[0] - 36
-    for name, value in Classifier.load().state_dict().items():
-        assert torch.equal(value, objective.classifier.state_dict()[name])  # type: ignore[union-attr]
-
-
-def test_a_checkpoint_holds_no_classifier(tmp_path: Path) -> None:
-    checkpoint = run(tiny(photograph_weight=0.5), tmp_path / "run")
-    before, after = (load_file(folder / "model.safetensors") for folder in (SHIPPED, checkpoint))
-    assert before.keys() == after.keys()
-    with pytest.raises(ValidationError, match=r"photograph_weight 0\.5 needs tower_steps"):
-        tiny(photograph_weight=0.5, tower_steps=0)
 
 
 def test_a_new_model_has_no_projector_to_read() -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import torch
 
-from rediff_model.efficientnet import LATE_WEIGHTS, MIDDLE_CHANNELS
+from rediff_model.efficientnet import LATE_WEIGHTS, MIDDLE_CHANNELS, MIDDLE_STRIDE
 from rediff_model.tiling import cut_tiles
 from training.scenes.render import render
 from training.scenes.sample import sample_scene
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BATCH = 32
-MAP_CELLS = 4
-"""Cells of the stride-16 map along a side of a feature cell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +96,7 @@ def load_or_build_maps(
     """
     scenes = tuple(sample_scene(seed, atlas, split=split) for seed in range(first, first + count))
     tower = cast("EfficientNetTower", model.tower)
-    side = MAP_CELLS * tower.patches_per_side
+    side = tower.config.image_size // MIDDLE_STRIDE
     made = fingerprint(scenes[0], atlas, model, without=LATE_WEIGHTS)
     stem = f"{split}-maps-{first}-{count}-{made}"
 

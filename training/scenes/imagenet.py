@@ -1,16 +1,12 @@
-"""ImageNet's own classifier, frozen, as a judge of what the tower makes of a sticker.
+"""ImageNet's own classifier, and which of its classes are the atlas's names.
 
-Nothing but drawings teaches the tower, yet its first weights came from photographs, and so did the
-rows of the classifier that was trained with them. A tower whose drawn zebra is read as a zebra by
-these rows has moved it to where photographed zebras are.
-
-Shape suffixes: B pictures, G cells a side of the stride-32 map, C channels, S stickers, I
-ImageNet's classes, N names.
+Shape suffixes: N pictures, G cells a side of the stride-32 map, C channels, S stickers, I
+ImageNet's classes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -20,17 +16,25 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import relu6
 
+from rediff_model.config import VisionConfig
+from rediff_model.efficientnet import (
+    DEEP_CHANNELS,
+    FEATURE_CHANNELS,
+    HEAD_CHANNELS,
+    STRIDE,
+    EfficientNetTower,
+)
 from training.scenes.graph import PICTURE_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from training.scenes.atlas import Atlas
     from training.scenes.graph import Scene
 
 FILE = Path(__file__).parent / "imagenet.safetensors"
 """The classifier, by `scripts/convert_efficientnet.py --classifier`."""
 CLASSES = 1000
-HEAD_CHANNELS = 1280
 INSIDE = 0.8
 """Of a plate's sides, the middle part that is looked at: its picture, and little of its rim."""
 
@@ -129,51 +133,46 @@ NAMES = tuple(IMAGENET)
 
 @dataclass(frozen=True, slots=True)
 class Plates:
-    """The stickers of some pictures whose names ImageNet has."""
+    """The stickers of some pictures."""
 
     picture_S: Tensor
     """Which picture a sticker is in."""
     share_SGG: Tensor
     """How much of what is looked at lies in each cell; sums to 1."""
     name_S: Tensor
-    """Into `NAMES`."""
+    """Into the atlas's names."""
+    drawing_S: Tensor
+    """Which drawing of the atlas it is, by vendor and name."""
 
     @classmethod
-    def of(cls, scenes: Sequence[Scene], side: int) -> Self:
+    def of(cls, scenes: Sequence[Scene], side: int, atlas: Atlas) -> Self:
         """On a map of side x side cells."""
-        found = [
-            (picture, _share(sticker.box, side), NAMES.index(sticker.name))
-            for picture, scene in enumerate(scenes)
-            for sticker in scene.stickers
-            if sticker.name in IMAGENET
-        ]
+        found = [(row, sticker) for row, scene in enumerate(scenes) for sticker in scene.stickers]
+        names = torch.tensor([atlas.names.index(sticker.name) for _, sticker in found])
+        vendors = torch.tensor([atlas.vendors.index(sticker.vendor) for _, sticker in found])
         return cls(
-            torch.tensor([picture for picture, _, _ in found], dtype=torch.int64),
-            torch.from_numpy(np.array([share for _, share, _ in found], dtype=np.float32)).view(
-                -1, side, side
+            torch.tensor([row for row, _ in found]),
+            torch.from_numpy(
+                np.array([_share(sticker.box, side) for _, sticker in found], dtype=np.float32)
             ),
-            torch.tensor([name for _, _, name in found], dtype=torch.int64),
+            names,
+            vendors * len(atlas.names) + names,
         )
 
     def to(self, device: torch.device) -> Self:
-        return type(self)(
-            self.picture_S.to(device), self.share_SGG.to(device), self.name_S.to(device)
-        )
+        return type(self)(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 class Classifier(nn.Module):
-    """What follows EfficientNet-Lite0's trunk: a product per cell, a mean over cells, a product."""
-
-    says_NI: Tensor
+    """EfficientNet-Lite0 behind the stride-16 map, as published: late stages, a product per cell,
+    a mean over cells, a product."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.head = nn.Conv2d(320, HEAD_CHANNELS, 1)
+        tower = VisionConfig("efficientnet_lite0", STRIDE, STRIDE, FEATURE_CHANNELS)
+        self.late = EfficientNetTower(tower).late_stages()
+        self.head = nn.Conv2d(DEEP_CHANNELS, HEAD_CHANNELS, 1)
         self.out = nn.Linear(HEAD_CHANNELS, CLASSES)
-        says_NI = torch.zeros(len(NAMES), CLASSES, dtype=torch.bool)
-        for number, classes in enumerate(IMAGENET.values()):
-            says_NI[number, list(classes)] = True
-        self.register_buffer("says_NI", says_NI, persistent=False)
         self.requires_grad_(False)
 
     @classmethod
@@ -183,25 +182,13 @@ class Classifier(nn.Module):
         classifier.load_state_dict({name: value.float() for name, value in load_file(path).items()})
         return classifier
 
-    def forward(self, deep_BCGG: Tensor, plates: Plates) -> Tensor:
-        """Logits [S, I] of the stickers, from the pictures' stride-32 maps."""
-        cells_BCGG = relu6(self.head(deep_BCGG))
-        share_SGG = plates.share_SGG
-        mean_SC = torch.einsum(
-            "scgh,sgh->sc", cells_BCGG[plates.picture_S].to(share_SGG.dtype), share_SGG
-        )
-        logits_SI: Tensor = self.out(mean_SC)
-        return logits_SI
-
-    def nats(self, logits_SI: Tensor, name_S: Tensor) -> Tensor:
-        """[S]: minus the log of the share that the classes of the right names have."""
-        log_SI = logits_SI.log_softmax(-1).masked_fill(~self.says_NI[name_S], -torch.inf)
-        return -log_SI.logsumexp(-1)
-
-    def read(self, logits_SI: Tensor) -> Tensor:
-        """[S]: the name whose best class is best."""
-        best_SN = torch.stack([logits_SI[:, classes].amax(-1) for classes in self.says_NI], dim=1)
-        return best_SN.argmax(-1)
+    def forward(self, stride16_NCHW: Tensor) -> Tensor:
+        """Logits [N, I] of whole pictures, from their stride-16 maps."""
+        map_NCHW = stride16_NCHW
+        for stage in self.late:
+            map_NCHW = stage(map_NCHW)
+        logits_NI: Tensor = self.out(relu6(self.head(map_NCHW)).mean((2, 3)))
+        return logits_NI
 
 
 def _share(box: tuple[int, int, int, int], side: int) -> np.ndarray:

@@ -1,8 +1,7 @@
 """Sharpens the tower: its late stages and the projector learn the labels of every cell.
 
 ImageNet's weights see large things; a sticker of 50 pixels is small. The stages up to stride 16
-stay as they are, so their maps are computed once and kept. If wanted, ImageNet's own classifier
-must be able to read the names as well (`training.scenes.imagenet`): it knows photographs.
+stay as they are, so their maps are computed once and kept.
 
 Shape suffixes: B pictures, P feature cells, K label kinds, C cells of the stride-16 map, F
 channels.
@@ -20,7 +19,6 @@ from torch import Tensor, nn
 from training.loop import LoopSettings, train
 from training.scenes.alignment import DenseBatch, DenseObjective, dense_labels
 from training.scenes.features import as_map
-from training.scenes.imagenet import Classifier, Plates
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,8 +34,6 @@ HEAD_STEPS = 300
 ask of the tower keeps the language of the projector's output."""
 PICTURES = 16
 """Pictures a step."""
-DEEP_CELLS = 2
-"""Cells of the stride-32 map along a side of a feature cell."""
 HEAD_RATE = 3e-3
 TOWER_RATE = 1e-4
 PROJECTOR_RATE = 2e-4
@@ -45,51 +41,32 @@ PROJECTOR_RATE = 2e-4
 
 @dataclass(frozen=True, slots=True)
 class SharpBatch:
-    """Cells of stride-16 maps, and what lies in the pictures."""
+    """Cells of stride-16 maps, and labels of the feature cells."""
 
     maps_BCF: Tensor
     labels_BPK: Tensor
-    plates: Plates
 
     def weight(self) -> float:
         return float(self.labels_BPK.shape[0] * self.labels_BPK.shape[1])
 
     def to(self, device: torch.device) -> Self:
-        return type(self)(
-            self.maps_BCF.to(device), self.labels_BPK.to(device), self.plates.to(device)
-        )
+        return type(self)(self.maps_BCF.to(device), self.labels_BPK.to(device))
 
 
 class SharpObjective(nn.Module):
-    """The dense labels from the projected cells, and the names from ImageNet's classifier."""
+    """The dense labels from the projected cells, as `DenseObjective`."""
 
-    def __init__(
-        self,
-        tower: EfficientNetTower,
-        dense: DenseObjective,
-        classifier: Classifier | None,
-        weight: float,
-    ) -> None:
-        """`weight` is that of the classifier's loss, a mean over stickers, beside the dense one, a
-        mean over cells."""
+    def __init__(self, tower: EfficientNetTower, dense: DenseObjective) -> None:
         super().__init__()
         self.tower = tower
         self.dense = dense
-        self.classifier = classifier
-        self.classifier_weight = weight
 
     def forward(self, batch: SharpBatch) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
-        """As `DenseObjective`; `right_imagenet` is of the stickers whose names ImageNet has."""
-        maps = self.tower.deepened(as_map(batch.maps_BCF))
-        total, parts = self.dense(DenseBatch(self.tower.features(maps), batch.labels_BPK))
-        plates = batch.plates
-        if self.classifier is None or not len(plates.name_S):
-            return total, parts
-        logits_SI = self.classifier(maps["stride32"], plates)
-        nats_S = self.classifier.nats(logits_SI, plates.name_S)
-        right_S = self.classifier.read(logits_SI.detach()) == plates.name_S
-        parts["right_imagenet"] = (right_S.sum(), right_S.new_ones(len(right_S)).sum())
-        return total + self.classifier_weight * batch.weight() * nats_S.mean(), parts
+        features_BPF = self.tower.features(self.tower.deepened(as_map(batch.maps_BCF)))
+        found: tuple[Tensor, dict[str, tuple[Tensor, Tensor]]] = self.dense(
+            DenseBatch(features_BPF, batch.labels_BPK)
+        )
+        return found
 
 
 def sharpen(scene_run: SceneRun, maps: SceneFeatures) -> None:
@@ -103,9 +80,7 @@ def sharpen(scene_run: SceneRun, maps: SceneFeatures) -> None:
     dense = DenseObjective(
         projector, scene_run.model_config.language.hidden_size, len(scene_run.atlas.names)
     )
-    weight = config.photograph_weight
-    classifier = Classifier.load() if weight else None
-    objective = SharpObjective(tower, dense, classifier, weight).to(model.device)
+    objective = SharpObjective(tower, dense).to(model.device)
     heads = [*dense.norm.parameters(), *dense.heads.parameters()]
     late = [
         value for name, value in tower.late_stages().named_parameters() if ".depthwise." not in name
@@ -163,6 +138,6 @@ def batches_of(scene_run: SceneRun, maps: SceneFeatures) -> Callable[[int, int],
         rows = rng.integers(0, len(maps.scenes), PICTURES)
         scenes = [maps.scenes[row] for row in rows]
         labels = torch.from_numpy(dense_labels(scenes, names, side))
-        return SharpBatch(maps.rows(rows), labels, Plates.of(scenes, DEEP_CELLS * side))
+        return SharpBatch(maps.rows(rows), labels)
 
     return batch

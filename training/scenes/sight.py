@@ -1,0 +1,466 @@
+"""Lets a captioner that is trained look closer, and name what it sees with a classifier's words.
+
+The tower gets a larger picture and a classifier of its cells. Its late stages begin as ImageNet's
+and learn the names of varied drawings on plates, while they must go on saying of every sticker
+what ImageNet says of its picture alone and enlarged: so they keep what they know of photographs.
+The projector then learns to give the language model the vectors it knows, and to take names from
+the classifier first: the rest of its input is at times of other pictures on the same plates.
+
+Shape suffixes: B pictures, P feature cells, F feature channels, D hidden size, C channels of the
+stride-16 map, G cells a side of the stride-32 map, S stickers, I ImageNet's classes, K classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Self, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, kl_div, mse_loss
+
+from rediff_model.efficientnet import DEEP_STRIDE, FEATURE_CHANNELS, CellClassifier
+from rediff_model.model import Captioner, CaptionModel
+from training.loop import LoopSettings, train
+from training.scenes.alignment import dense_labels
+from training.scenes.atlas import Atlas
+from training.scenes.features import as_map, load_or_build, load_or_build_maps
+from training.scenes.imagenet import IMAGENET, Classifier, Plates
+from training.scenes.varied import varied
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from rediff_model.config import ModelConfig, VisionConfig
+    from rediff_model.efficientnet import EfficientNetTower
+    from training.scenes.features import SceneFeatures
+    from training.stage1 import SceneRun
+
+PICTURES = 16
+"""Pictures a step of the tower."""
+LATE_RATE = 3e-4
+ROW_RATE = 3e-3
+PLATE_WEIGHT = 0.3
+"""What the names under whole plates count beside those of cells, and beside ImageNet's words."""
+NOTHING_BIAS = 3.0
+"""Of the row for nothing, to begin with: of most cells that is the answer."""
+ENLARGED = 192
+"""Side of a picture of its own, margin included, as ImageNet is asked about it."""
+GROUND = "white"
+MARGIN = 4
+"""Pixels of an atlas's picture, which is 64 wide."""
+GUISES = 8
+"""Ways in which the drawings are varied, and in which names get other names' pictures."""
+KEPT = 0.85
+"""What the late stages keep of what they learnt; the rest is ImageNet's again. A mean of weights
+before and after knows more of what was not taught (Wortsman et al. 2022, arXiv 2109.01903)."""
+READ_STEPS = 3000
+READ_PICTURES = 64
+READ_RATE = 1e-3
+SHUFFLED = 0.2
+"""Share of the projector's pictures whose features but the classifier's are of other pictures."""
+DOUBT = 0.6
+"""Of a cell's share, what other names may be given: photographs leave doubts, drawings hardly."""
+
+
+def class_rows(names: Sequence[str]) -> tuple[int, ...]:
+    """How many rows speak for each name: ImageNet's classes of it, or one that is to be learnt."""
+    return tuple(len(IMAGENET.get(name, (None,))) for name in names)
+
+
+def closer(config: VisionConfig, image_size: int, names: Sequence[str]) -> VisionConfig:
+    """The tower's configuration with a larger picture, as many cells, and classes."""
+    rows = class_rows(names)
+    return replace(
+        config,
+        image_size=image_size,
+        patch_size=image_size // config.patches_per_side,
+        hidden_size=FEATURE_CHANNELS + len(rows),
+        class_rows=rows,
+    )
+
+
+def widened(old: CaptionModel, config: ModelConfig, names: Sequence[str]) -> CaptionModel:
+    """A model of `config` with the weights of `old`, and ImageNet's late stages and rows.
+
+    The projector does not look at the classes yet.
+    """
+    model = CaptionModel(config)
+    values = old.state_dict()
+    first = "model.mm_projector.0.weight"
+    fresh = torch.zeros_like(model.state_dict()[first])
+    fresh[:, : values[first].shape[1]] = values[first]
+    model.load_state_dict(values | {first: fresh}, strict=False)
+    tower, imagenet = cast("EfficientNetTower", model.tower), Classifier.load()
+    tower.late_stages().load_state_dict(imagenet.late.state_dict())
+    classifier = cast("CellClassifier", tower.classifier)
+    classifier.head.load_state_dict(imagenet.head.state_dict())
+    with torch.no_grad():
+        classifier.rows.weight.zero_()
+        classifier.rows.bias.zero_()
+        classifier.rows.bias[-1] = NOTHING_BIAS
+        known, rows = known_rows(names)
+        classifier.rows.weight[known] = imagenet.out.weight[rows]
+        classifier.rows.bias[known] = imagenet.out.bias[rows]
+    return model
+
+
+def known_rows(names: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """The classifier's rows that are ImageNet's, and which of ImageNet's classes they are."""
+    places: list[int] = []
+    classes: list[int] = []
+    at = 0
+    for name, count in zip(names, class_rows(names), strict=True):
+        if name in IMAGENET:
+            places += range(at, at + count)
+            classes += IMAGENET[name]
+        at += count
+    return torch.tensor(places), torch.tensor(classes)
+
+
+@torch.inference_mode()
+def words(atlas: Atlas, tower: EfficientNetTower, imagenet: Classifier) -> Tensor:
+    """What ImageNet says of every picture by itself, logits [vendors x names, I]: the mean of both
+    ways round."""
+    said = []
+    device = imagenet.out.weight.device
+    for vendor in atlas.vendors:
+        for name in atlas.names:
+            picture = atlas.picture(vendor, name)
+            side = picture.width + 2 * MARGIN
+            view = Image.new("RGB", (side, side), GROUND)
+            view.paste(picture, (MARGIN, MARGIN), picture)
+            large = np.asarray(view.resize((ENLARGED, ENLARGED), Image.Resampling.BICUBIC))
+            pixels = torch.from_numpy(np.stack([large, large[:, ::-1]])).permute(0, 3, 1, 2)
+            map_NCHW = tower.maps(tower.normalise(pixels.to(device)))["stride16"]
+            said.append(imagenet(map_NCHW).float().mean(0))
+    return torch.stack(said)
+
+
+@dataclass(frozen=True, slots=True)
+class SightBatch:
+    """Cells of stride-16 maps, and what lies in the pictures."""
+
+    maps_BTC: Tensor
+    names_BGG: Tensor
+    """Labels of the cells of the stride-32 map; the last class is nothing."""
+    plates: Plates
+    words_SI: Tensor
+
+    def weight(self) -> float:
+        return float(len(self.maps_BTC))
+
+    def to(self, device: torch.device) -> Self:
+        return type(self)(
+            self.maps_BTC.to(device),
+            self.names_BGG.to(device),
+            self.plates.to(device),
+            self.words_SI.to(device),
+        )
+
+
+class SightObjective(nn.Module):
+    """Names of cells and of plates by the tower's classifier, and ImageNet's words of plates."""
+
+    def __init__(self, tower: EfficientNetTower, out: nn.Linear) -> None:
+        super().__init__()
+        self.tower = tower
+        self.out = out
+
+    def forward(self, batch: SightBatch) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+        """The summed loss, and the right and all cells and plates, and the words' divergence."""
+        classifier = cast("CellClassifier", self.tower.classifier)
+        seen_BCGG = classifier.seen(self.tower.deepened(as_map(batch.maps_BTC))["stride32"])
+        logits_TK = classifier.read(classifier.smooth(seen_BCGG)).flatten(0, 2)
+        names_T = batch.names_BGG.flatten()
+        cells = cross_entropy(logits_TK, names_T)
+        plates = batch.plates
+        mean_SC = torch.einsum(
+            "scgh,sgh->sc", seen_BCGG[plates.picture_S].float(), plates.share_SGG
+        )
+        logits_SK = classifier.read(mean_SC)
+        named = cross_entropy(logits_SK, plates.name_S)
+        said = kl_div(
+            self.out(mean_SC).float().log_softmax(-1),
+            batch.words_SI.log_softmax(-1),
+            log_target=True,
+            reduction="batchmean",
+        )
+        weight = batch.weight()
+        something_T = names_T < logits_TK.shape[1] - 1
+        right_T = logits_TK.argmax(-1) == names_T
+        right_S = logits_SK.argmax(-1) == plates.name_S
+        parts = {
+            "right_cell": (right_T[something_T].sum(), something_T.sum()),
+            "right_nothing": (right_T[~something_T].sum(), (~something_T).sum()),
+            "right_plate": (right_S.sum(), right_S.new_ones(len(right_S)).sum()),
+            "words": (said.detach() * weight, torch.tensor(weight)),
+        }
+        return (cells + PLATE_WEIGHT * named + said) * weight, parts
+
+
+def look_closer(scene_run: SceneRun, cache: Path) -> SceneFeatures:
+    """Teach the tower and the projector of `scene_run`, whose model `widened` made.
+
+    Resumes what the run's folder holds; returns the training scenes' stride-16 maps.
+    """
+    config, model, atlas = scene_run.config, scene_run.model, scene_run.atlas
+    assert config.start_from is not None
+    old = Captioner.load(config.start_from, device=model.device, dtype=torch.float32).model
+    first, count = config.data.first_seed, config.data.scenes
+    maps = load_or_build_maps("train", first, count, atlas, model, cache)
+    tower = cast("EfficientNetTower", model.tower)
+    guises = [varied(atlas, number) for number in range(GUISES)]
+    teach_tower(scene_run, guises, kept_maps(scene_run, guises, count, cache))
+    measure(tower, maps)
+    features = load_or_build("train", first, count, atlas, model, cache, maps)
+    wanted = load_or_build("train", first, count, atlas, old, cache)
+    others = [shuffled(atlas, number) for number in range(GUISES)]
+    found: list[tuple[int, np.ndarray]] = []
+    for start, atlas_maps in kept_maps(scene_run, others, count // 4, cache):
+        other = others[len(found)]
+        part = len(atlas_maps.scenes)
+        kept = load_or_build("train", start, part, other, model, cache, atlas_maps)
+        found.append((start - first, kept.features_NPF))
+    teach_projector(scene_run, old, features, wanted, found)
+    model.requires_grad_(True)
+    tower.requires_grad_(False)
+    return maps
+
+
+def kept_maps(
+    scene_run: SceneRun, atlases: Sequence[Atlas], count: int, cache: Path
+) -> list[tuple[int, SceneFeatures]]:
+    """Maps of the first `count` training scenes, an equal part with every atlas, and the number of
+    each part's first scene."""
+    part = max(1, count // len(atlases))
+    starts = [scene_run.config.data.first_seed + part * number for number in range(len(atlases))]
+    return [
+        (start, load_or_build_maps("train", start, part, atlas, scene_run.model, cache))
+        for start, atlas in zip(starts, atlases, strict=True)
+    ]
+
+
+def teach_tower(
+    scene_run: SceneRun, guises: Sequence[Atlas], maps: Sequence[tuple[int, SceneFeatures]]
+) -> None:
+    """Train the late stages and the rows of the names that ImageNet lacks.
+
+    The depthwise kernels stay as they are: their gradient takes most of a step on a CPU.
+    """
+    config, atlas, model = scene_run.config, scene_run.atlas, scene_run.model
+    tower, imagenet = cast("EfficientNetTower", model.tower), Classifier.load().to(model.device)
+    words_GVI = torch.stack([words(guise, tower, imagenet) for guise in guises])
+    objective = SightObjective(tower, imagenet.out).to(model.device)
+    objective.requires_grad_(False)
+    late = [
+        value for name, value in tower.late_stages().named_parameters() if ".depthwise." not in name
+    ]
+    rows = cast("CellClassifier", tower.classifier).rows
+    known, _ = known_rows(atlas.names)
+    for parameter in (*late, *rows.parameters()):
+        parameter.requires_grad_(True)
+    for parameter in rows.parameters():
+        parameter.register_hook(  # type: ignore[no-untyped-call]
+            lambda gradient: gradient.index_fill(0, known.to(gradient.device), 0)
+        )
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": late, "lr": LATE_RATE, "weight_decay": 0.01},
+            {"params": list(rows.parameters()), "lr": ROW_RATE, "weight_decay": 0.0},
+        ]
+    )
+    assert config.sight is not None
+    settings = LoopSettings(
+        steps=config.sight.steps,
+        warmup=20,
+        precision=config.precision,
+        clip=5.0,
+        parts=config.parts,
+        save_every=100,
+    )
+    average = train(
+        objective,
+        [optimizer],
+        sight_batches(scene_run, [part for _, part in maps], words_GVI),
+        settings,
+        scene_run.folder / "sight",
+    )
+    adopt(objective, average)
+    published = imagenet.late.state_dict()
+    with torch.no_grad():
+        for name, value in tower.late_stages().named_parameters():
+            value.lerp_(published[name], 1 - KEPT)
+        for value in tower.parameters():
+            # A checkpoint holds the tower in half precision: features shall be of those weights.
+            value.copy_(value.half())
+
+
+def adopt(objective: nn.Module, average: Mapping[str, Tensor]) -> None:
+    """Put trained weights in the model's place."""
+    trained = dict(objective.named_parameters())
+    with torch.no_grad():
+        for name, value in average.items():
+            trained[name].copy_(value)
+
+
+def sight_batches(
+    scene_run: SceneRun, maps: Sequence[SceneFeatures], words_GVI: Tensor
+) -> Callable[[int, int], SightBatch]:
+    """The pictures of a step, by its number; `maps` are of the guises of the atlas."""
+    atlas, seed = scene_run.atlas, scene_run.config.seed
+    side = scene_run.model_config.vision.image_size // DEEP_STRIDE
+    places = [(guise, row) for guise, part in enumerate(maps) for row in range(len(part.scenes))]
+
+    def batch(step: int, part: int) -> SightBatch:
+        rng = np.random.default_rng((seed, 8, step, part))
+        chosen = [places[number] for number in rng.integers(0, len(places), PICTURES)]
+        scenes = [maps[guise].scenes[row] for guise, row in chosen]
+        labels = torch.from_numpy(dense_labels(scenes, atlas.names, side)[:, :, 0])
+        plates = Plates.of(scenes, side, atlas)
+        guise_S = torch.tensor([guise for guise, _ in chosen])[plates.picture_S]
+        return SightBatch(
+            torch.cat([maps[guise].rows(np.array([row])) for guise, row in chosen]),
+            labels.view(-1, side, side),
+            plates,
+            words_GVI[guise_S, plates.drawing_S],
+        )
+
+    return batch
+
+
+@torch.inference_mode()
+def measure(tower: EfficientNetTower, maps: SceneFeatures, scenes: int = 1024) -> None:
+    """Set the statistics that standardise the features, by the first scenes; in half precision, as
+    a checkpoint holds them."""
+    device = tower.feature_mean_F.device
+    total_F = torch.zeros_like(tower.feature_mean_F, dtype=torch.float64)
+    squares_F, count = torch.zeros_like(total_F), 0
+    for start in range(0, min(scenes, len(maps.scenes)), PICTURES):
+        rows_BTC = maps.rows(np.arange(start, min(start + PICTURES, len(maps.scenes)))).to(device)
+        cells_TF = tower.raw(tower.deepened(as_map(rows_BTC))).flatten(0, 1).double()
+        total_F += cells_TF.sum(0)
+        squares_F += cells_TF.square().sum(0)
+        count += len(cells_TF)
+    mean_F = total_F / count
+    deviation_F = (squares_F / count - mean_F.square()).clamp_min(0).sqrt()
+    scale_F = 1 / deviation_F.clamp_min(0.05 * deviation_F.median())
+    tower.feature_mean_F.copy_(mean_F.half())
+    tower.feature_scale_F.copy_(scale_F.half())
+
+
+def shuffled(atlas: Atlas, number: int) -> Atlas:
+    """The atlas with the pictures of other names under every name."""
+    order = np.random.default_rng(number).permutation(len(atlas.names))
+    names = atlas.names
+    # A cycle through all of them: no name keeps its picture.
+    following = {
+        names[one]: names[other] for one, other in zip(order, np.roll(order, 1), strict=True)
+    }
+    pictures = {
+        (vendor, name): atlas.picture(vendor, following[name])
+        for vendor in atlas.vendors
+        for name in names
+    }
+    return Atlas(names, atlas.vendors, pictures)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadBatch:
+    """Features, and the vectors that the language model knows for these cells."""
+
+    features_BPF: Tensor
+    wanted_BPD: Tensor
+
+    def weight(self) -> float:
+        return float(len(self.features_BPF))
+
+    def to(self, device: torch.device) -> Self:
+        return type(self)(self.features_BPF.to(device), self.wanted_BPD.to(device))
+
+
+class ReadObjective(nn.Module):
+    """Squared error of the projector's vectors, as a share of the wanted ones' variance."""
+
+    def __init__(self, projector: nn.Module, variance: float) -> None:
+        super().__init__()
+        self.projector = projector
+        self.variance = variance
+
+    def forward(self, batch: ReadBatch) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+        found_BPD = self.projector(batch.features_BPF).float()
+        error = mse_loss(found_BPD, batch.wanted_BPD) / self.variance
+        weight = batch.weight()
+        return error * weight, {"error": (error.detach() * weight, torch.tensor(weight))}
+
+
+def teach_projector(
+    scene_run: SceneRun,
+    old: CaptionModel,
+    features: SceneFeatures,
+    wanted: SceneFeatures,
+    others: Sequence[tuple[int, np.ndarray]],
+) -> None:
+    """Train the projector to give what the old one gives, with names from the classes alone.
+
+    `others` are features of scenes with other pictures, and the number of the first of them.
+    """
+    config, device = scene_run.config, scene_run.model.device
+    projector = cast("nn.Module", scene_run.model.model.mm_projector)
+    old_projector = cast("nn.Module", old.model.mm_projector).to(device)
+    with torch.inference_mode():
+        known_NPD = torch.cat(
+            [
+                old_projector(
+                    wanted.rows(np.arange(start, min(start + 256, len(wanted.scenes)))).to(device)
+                ).cpu()
+                for start in range(0, len(wanted.scenes), 256)
+            ]
+        )
+    known_NPD = known_NPD.clone()
+    places = [(first + row, pool, row) for first, pool in others for row in range(len(pool))]
+
+    def batch(step: int, part: int) -> ReadBatch:
+        rng = np.random.default_rng((config.seed, 9, step, part))
+        rows = rng.integers(0, len(features.scenes), READ_PICTURES)
+        mixed = rng.random(READ_PICTURES) < SHUFFLED
+        rest = {}
+        for i in np.flatnonzero(mixed).tolist():
+            place, pool, row = places[int(rng.integers(len(places)))]
+            rows[i] = place
+            rest[i] = torch.from_numpy(pool[row].astype(np.float32))
+        features_BPF = features.rows(rows)
+        for i, other_PF in rest.items():
+            features_BPF[i, :, :FEATURE_CHANNELS] = other_PF[:, :FEATURE_CHANNELS]
+        features_BPF[..., FEATURE_CHANNELS:] = doubted(features_BPF[..., FEATURE_CHANNELS:], rng)
+        return ReadBatch(features_BPF, known_NPD[torch.from_numpy(rows)])
+
+    scene_run.model.requires_grad_(False)
+    projector.requires_grad_(True)
+    objective = ReadObjective(projector, float(known_NPD.flatten(0, 1).var(0).mean()))
+    settings = LoopSettings(
+        steps=READ_STEPS,
+        precision=config.precision,
+        parts=config.parts,
+        save_every=500,
+    )
+    optimizer = torch.optim.AdamW(projector.parameters(), lr=READ_RATE, weight_decay=0.01)
+    adopt(objective, train(objective, [optimizer], batch, settings, scene_run.folder / "read"))
+
+
+def doubted(shares_BPK: Tensor, rng: np.random.Generator) -> Tensor:
+    """Shares of which others take a part, up to `DOUBT`, and some is lost."""
+    pictures, cells, classes = shares_BPK.shape
+    taken = torch.from_numpy(rng.uniform(0, DOUBT, (pictures, cells, 1)).astype(np.float32))
+    kept = torch.from_numpy(rng.uniform(0.4, 1, (pictures, cells, 1)).astype(np.float32))
+    # Three other names for every cell, the first with most.
+    parts = torch.tensor([0.6, 0.3, 0.1])
+    chosen = torch.from_numpy(rng.integers(0, classes, (pictures, cells, 3)))
+    noise = torch.zeros_like(shares_BPK).scatter_add_(
+        2, chosen, parts.expand(pictures, cells, 3).contiguous()
+    )
+    whole = shares_BPK.sum(-1, keepdim=True)
+    return kept * ((1 - taken) * shares_BPK + taken * whole * noise)
