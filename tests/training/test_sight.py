@@ -169,7 +169,7 @@ def test_the_tower_learns_names_and_words_and_its_known_rows_stay(
     tower.zero_grad(set_to_none=True)
     known, classes = sight.known_rows(scene_run.atlas.names)
     before = tower.classifier.rows.weight.detach().clone()
-    sight.teach_tower(scene_run, [scene_run.atlas], [(0, maps)])
+    sight.teach_tower(scene_run, [scene_run.atlas], [maps])
     after = tower.classifier.rows.weight
     half = Classifier.load().out.weight[classes].half().float()
     assert torch.equal(after[known], half)

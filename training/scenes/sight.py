@@ -29,6 +29,7 @@ from training.scenes.atlas import Atlas
 from training.scenes.features import as_map, load_or_build, load_or_build_maps
 from training.scenes.imagenet import IMAGENET, Classifier, Plates
 from training.scenes.varied import varied
+from training.state import processes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -211,20 +212,23 @@ def look_closer(scene_run: SceneRun, cache: Path) -> SceneFeatures:
     assert config.start_from is not None
     old = Captioner.load(config.start_from, device=model.device, dtype=torch.float32).model
     first, count = config.data.first_seed, config.data.scenes
-    maps = load_or_build_maps("train", first, count, atlas, model, cache)
     tower = cast("EfficientNetTower", model.tower)
     guises = [varied(atlas, number) for number in range(GUISES)]
-    teach_tower(scene_run, guises, kept_maps(scene_run, guises, count, cache))
+    with processes().main_process_first():
+        maps = load_or_build_maps("train", first, count, atlas, model, cache)
+        seen = kept_maps(scene_run, guises, count, cache)
+    teach_tower(scene_run, guises, [part for _, part in seen])
     measure(tower, maps)
-    features = load_or_build("train", first, count, atlas, model, cache, maps)
-    wanted = load_or_build("train", first, count, atlas, old, cache)
     others = [shuffled(atlas, number) for number in range(GUISES)]
     found: list[tuple[int, np.ndarray]] = []
-    for start, atlas_maps in kept_maps(scene_run, others, count // 4, cache):
-        other = others[len(found)]
-        part = len(atlas_maps.scenes)
-        kept = load_or_build("train", start, part, other, model, cache, atlas_maps)
-        found.append((start - first, kept.features_NPF))
+    with processes().main_process_first():
+        features = load_or_build("train", first, count, atlas, model, cache, maps)
+        wanted = load_or_build("train", first, count, atlas, old, cache)
+        for other, (start, part) in zip(
+            others, kept_maps(scene_run, others, count // 4, cache), strict=True
+        ):
+            kept = load_or_build("train", start, len(part.scenes), other, model, cache, part)
+            found.append((start - first, kept.features_NPF))
     teach_projector(scene_run, old, features, wanted, found)
     model.requires_grad_(True)
     tower.requires_grad_(False)
@@ -245,7 +249,7 @@ def kept_maps(
 
 
 def teach_tower(
-    scene_run: SceneRun, guises: Sequence[Atlas], maps: Sequence[tuple[int, SceneFeatures]]
+    scene_run: SceneRun, guises: Sequence[Atlas], maps: Sequence[SceneFeatures]
 ) -> None:
     """Train the late stages and the rows of the names that ImageNet lacks.
 
@@ -285,7 +289,7 @@ def teach_tower(
     average = train(
         objective,
         [optimizer],
-        sight_batches(scene_run, [part for _, part in maps], words_GVI),
+        sight_batches(scene_run, maps, words_GVI),
         settings,
         scene_run.folder / "sight",
     )
