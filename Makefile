@@ -9,7 +9,7 @@ JOBS ?= 2
 SOURCES := server rediff_model kernels training benchmarks tests scripts
 
 .PHONY: install serve test test-system test-browser check fix bench gate embedded \
-	embedded-576 embedded-mask-only gpu-check clean
+	embedded-384 embedded-mask-only gpu-check clean
 
 # torch goes in first and alone: with it in place no other package pulls a CUDA build.
 $(STAMP): pyproject.toml
@@ -61,7 +61,11 @@ gate: $(STAMP)
 	$(BIN)/python -m benchmarks.gate $(ARGS)
 
 # The shipped embedded checkpoint from its seed; hours on one core, and resumed where it was killed.
-embedded: $(DEV_STAMP)
+embedded: embedded-384
+	$(BIN)/rediff train stage1 --config training/configs/embedded-576-cpu.yaml --out runs/embedded
+
+# The same before its tower looked closer.
+embedded-384: $(DEV_STAMP)
 	$(BIN)/rediff train stage1 --config training/configs/embedded-cpu.yaml --out runs/embedded-1
 	$(BIN)/rediff train stage1 --config training/configs/embedded-cpu-2.yaml --out runs/embedded-2
 	$(BIN)/rediff train stage1 --config training/configs/embedded-cpu-3.yaml --out runs/embedded-3
@@ -77,14 +81,9 @@ embedded: $(DEV_STAMP)
 		runs/embedded-mean
 	$(BIN)/rediff train stage2 --config training/configs/embedded-stage2-cpu-2.yaml \
 		--out runs/embedded-stage2-2
-	test -d runs/embedded || $(BIN)/python scripts/average_checkpoints.py --share 0.75 \
+	test -d runs/embedded-384 || $(BIN)/python scripts/average_checkpoints.py --share 0.75 \
 		runs/embedded-stage2-2/round-0/checkpoint runs/embedded-control/round-0/checkpoint \
-		runs/embedded
-
-# From there a tower that looks closer and knows photographs; an hour on two cores.
-embedded-576: embedded
-	$(BIN)/rediff train stage1 --config training/configs/embedded-576-cpu.yaml \
-		--out runs/embedded-576
+		runs/embedded-384
 
 # Plain denoising alone, to compare with; two hours on one core.
 embedded-mask-only: $(DEV_STAMP)

@@ -73,7 +73,7 @@ def test_an_experiment_runs_through_and_is_not_run_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A model that writes captions, or there would be nothing to correct.
-    shipped = {"start_from": "rediff_model/checkpoints/embedded"}
+    shipped = {"start_from": "rediff_model/checkpoints/embedded-384"}
     base = Branch("base", "plain", "mask", overrides=shipped)
     experiment = Experiment(
         "mini",
@@ -140,7 +140,7 @@ def test_a_model_is_converted_to_prefix_attention_and_its_prompt_refreshed_less_
 
 
 def test_branches_of_equal_making_are_trained_once_and_drafts_are_shared(tmp_path: Path) -> None:
-    shipped = {"start_from": "rediff_model/checkpoints/embedded"}
+    shipped = {"start_from": "rediff_model/checkpoints/embedded-384"}
     base = Branch("base", "plain", "mask", overrides=shipped)
     noisy = {"expert": {"kind": "noisy", "dropped": 0.5, "wrong": 0.0}}
     experiment = Experiment(
@@ -181,7 +181,7 @@ def test_a_given_branch_is_not_trained_and_a_left_out_one_not_shown(tmp_path: Pa
         ("there", "out"),
         (32,),
     )
-    shipped = Given(checkpoint=Path("rediff_model/checkpoints/embedded"), steps=7)
+    shipped = Given(checkpoint=Path("rediff_model/checkpoints/embedded-384"), steps=7)
     figures = tiny(experiment, tmp_path / "new", given={"there": shipped}, left_out=("out",))
     assert figures["branches"] == [
         {
@@ -194,7 +194,7 @@ def test_a_given_branch_is_not_trained_and_a_left_out_one_not_shown(tmp_path: Pa
         }
     ]
     assert not (tmp_path / "new" / "branches").exists()
-    assert not Path("rediff_model/checkpoints/embedded/rows.json").exists()
+    assert not Path("rediff_model/checkpoints/embedded-384/rows.json").exists()
     missing = Given(checkpoint=tmp_path / "none", steps=7)
     with pytest.raises(ValueError, match=r"branch there: there is no .*none"):
         tiny(experiment, tmp_path, given={"there": missing}, left_out=("out",))
@@ -205,7 +205,7 @@ def test_a_given_branch_is_not_trained_and_a_left_out_one_not_shown(tmp_path: Pa
 def test_kept_figures_are_of_the_way_a_checkpoint_wants_to_be_decoded(tmp_path: Path) -> None:
     experiment = Experiment("mini", "Kept?", (Branch("base", "plain", "mask"),), ("base",), (32,))
     checkpoint = tmp_path / "checkpoint"
-    shutil.copytree("rediff_model/checkpoints/embedded", checkpoint)
+    shutil.copytree("rediff_model/checkpoints/embedded-384", checkpoint)
     given = {"base": Given(checkpoint=checkpoint, steps=7)}
     forwards: list[float] = []
     for extra in (8, 0):
@@ -253,7 +253,7 @@ def test_a_setting_at_its_default_does_not_rename_a_branch(tmp_path: Path) -> No
 
 
 def test_a_branch_that_corrects_nothing_has_no_drafts_to_share(tmp_path: Path) -> None:
-    shipped = {"start_from": "rediff_model/checkpoints/embedded", "correction_share": 0.0}
+    shipped = {"start_from": "rediff_model/checkpoints/embedded-384", "correction_share": 0.0}
     experiment = Experiment(
         "mini", "None?", (Branch("more", "more", "stage2", overrides=shipped),), ("more",), (32,)
     )

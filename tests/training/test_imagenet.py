@@ -84,7 +84,7 @@ def test_plates_say_what_lies_where() -> None:
 
 def test_the_shipped_classifier_knows_what_it_was_made_for() -> None:
     """Large drawn pictures, through the trunk that ships and the classifier."""
-    tower: Any = Captioner.load("rediff_model/checkpoints/embedded").model.tower
+    tower: Any = Captioner.load("rediff_model/checkpoints/embedded-384").model.tower
     atlas, classifier = Atlas.load(), Classifier.load()
     right = 0
     names = ("zebra", "banana", "strawberry", "umbrella", "soccer ball", "teapot")

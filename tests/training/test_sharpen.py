@@ -20,7 +20,7 @@ from training.stage1 import prepare, run
 if TYPE_CHECKING:
     from torch import nn
 
-SHIPPED = Path("rediff_model/checkpoints/embedded")
+SHIPPED = Path("rediff_model/checkpoints/embedded-384")
 
 
 def tiny(**changes: object) -> SceneTraining:

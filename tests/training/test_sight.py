@@ -24,7 +24,7 @@ from training.stage1 import SceneRun, prepare, run
 if TYPE_CHECKING:
     from torch import nn
 
-SHIPPED = Path("rediff_model/checkpoints/embedded")
+SHIPPED = Path("rediff_model/checkpoints/embedded-384")
 SCENES = 8
 
 
