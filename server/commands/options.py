@@ -50,7 +50,8 @@ def settings_list(help_text: str, flag: str, name: str, metavar: str) -> Any:
 
 
 Model = Annotated[
-    str | None, setting("the embedded checkpoint", "Checkpoint folder or hub id.", "model")
+    str | None,
+    setting("the embedded checkpoint", "Checkpoint folder, hub id, or embedded-384.", "model"),
 ]
 Revision = Annotated[str | None, setting("newest", "Branch, tag or commit on the hub.", "revision")]
 Device = Annotated[str | None, setting("auto", "auto, cpu, cuda or cuda:N.", "device")]
