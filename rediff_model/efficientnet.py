@@ -20,7 +20,7 @@ from torch.nn import functional
 from rediff_model.config import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from rediff_model.config import VisionConfig
 
@@ -232,6 +232,29 @@ class EfficientNetTower(nn.Module):
     def late_stages(self) -> nn.ModuleList:
         """The stages behind the stride-16 map."""
         return self.stages[_MIDDLE_STAGE + 1 :]
+
+    def late_products(self) -> list[nn.Parameter]:
+        """The weights of the late stages but for the depthwise kernels, whose gradient takes most
+        of a step on a CPU."""
+        named = self.late_stages().named_parameters()
+        return [value for name, value in named if ".depthwise." not in name]
+
+    @torch.no_grad()
+    def standardise(self, cells: Iterable[Tensor]) -> None:
+        """Set the statistics to those of `raw` features [T, F], which come in parts."""
+        count, total_F = 0, torch.zeros_like(self.feature_mean_F, dtype=torch.float64)
+        squares_F = torch.zeros_like(total_F)
+        for part_TF in cells:
+            wide_TF = part_TF.double()
+            total_F += wide_TF.sum(0)
+            squares_F += wide_TF.square().sum(0)
+            count += len(part_TF)
+        mean_F = total_F / count
+        deviation_F = (squares_F / count - mean_F.square()).clamp_min(0).sqrt()
+        # A channel that never fires on these pictures is left alone rather than blown up.
+        scale_F = 1 / deviation_F.clamp_min(0.05 * deviation_F.median())
+        self.feature_mean_F.copy_(mean_F)
+        self.feature_scale_F.copy_(scale_F)
 
     def maps(self, pixels_N3TT: Tensor) -> dict[str, Tensor]:
         """The trunk's maps, [N, C, H, W]: `stride8` (40 channels), `stride16` (112) and

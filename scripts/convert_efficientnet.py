@@ -131,19 +131,11 @@ def load_picture(path: Path, size: tuple[int, int]) -> Tensor:
 @torch.inference_mode()
 def measure(tower: EfficientNetTower, pictures_3TT: list[Tensor]) -> None:
     """Set the tower's statistics to those of its features over all cells of the pictures."""
-    count, total, squares = 0, torch.zeros(()), torch.zeros(())
-    for start in range(0, len(pictures_3TT), BATCH):
-        pixels = tower.normalise(torch.stack(pictures_3TT[start : start + BATCH]))
-        cells = tower.raw(tower.maps(pixels)).flatten(0, 1).double()
-        count += len(cells)
-        total = total + cells.sum(0)
-        squares = squares + cells.square().sum(0)
-    mean = total / count
-    deviation = (squares / count - mean.square()).clamp_min(0).sqrt()
-    # A channel that never fires on these pictures is left alone rather than blown up.
-    scale = 1 / deviation.clamp_min(0.05 * deviation.median())
-    tower.feature_mean_F.copy_(mean)
-    tower.feature_scale_F.copy_(scale)
+    parts = (
+        tower.normalise(torch.stack(pictures_3TT[start : start + BATCH]))
+        for start in range(0, len(pictures_3TT), BATCH)
+    )
+    tower.standardise(tower.raw(tower.maps(pixels)).flatten(0, 1) for pixels in parts)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """Scenes for the tests of the caption language, made without pictures."""
 
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
 
+from training.config import SceneTraining
 from training.scenes.grammar import compose
 from training.scenes.graph import BACKDROPS, COLOURS, PATTERNS, SHAPES, SIZES, Scene, Sticker
 from training.scenes.tokenizer import train_tokenizer
@@ -66,3 +68,17 @@ def sample_tokenizer() -> Tokenizer:
     """A tokenizer trained on captions of these scenes."""
     captions = (compose(random_scene(i), np.random.default_rng(i)).text for i in range(600))
     return train_tokenizer(captions, NAMES, vocabulary_size=580)
+
+
+def tiny_training(start: Path, scenes: int, **changes: object) -> SceneTraining:
+    """A run of seconds from a checkpoint."""
+    values = {
+        "tower": start,
+        "start_from": start,
+        "data": {"scenes": scenes, "validation_scenes": 2},
+        "pictures": 2,
+        "phases": [{"steps": 1}],
+        "precision": "no",
+        "threads": 1,
+    }
+    return SceneTraining.model_validate(values | changes)

@@ -42,7 +42,7 @@ from training.scenes.tokenizer import (
     train_tokenizer,
 )
 from training.scenes.tokenizer import save as save_tokenizer
-from training.state import processes
+from training.state import processes, take_over
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -367,10 +367,7 @@ def optimizers(scene_run: SceneRun) -> list[Optimizer]:
 
 def export(scene_run: SceneRun, average: Mapping[str, torch.Tensor], out: Path) -> None:
     """Write the checkpoint folder with averaged weights; the frozen tower in half precision."""
-    trained = dict(scene_run.objective.named_parameters())
-    with torch.no_grad():
-        for name, value in average.items():
-            trained[name].copy_(value)
+    take_over(scene_run.objective, average)
     cast("nn.Module", scene_run.model.tower).half()
     tokenizer_folder = scene_run.folder / "tokenizer"
     save_tokenizer(scene_run.tokenizer, tokenizer_folder)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from torch import Tensor
+    from torch import Tensor, nn
     from torch.optim import Optimizer
 
 logger = logging.getLogger(__name__)
@@ -139,6 +139,12 @@ def copy_into(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor]) -> N
     with torch.no_grad():
         for name, target in targets.items():
             local(target).copy_(local(sources[name]))
+
+
+def take_over(module: nn.Module, average: Mapping[str, Tensor]) -> None:
+    """Put what a run gave, weights by name, in their places in a module."""
+    named = dict(module.named_parameters())
+    copy_into({name: named[name] for name in average}, average)
 
 
 def local(value: Tensor) -> Tensor:

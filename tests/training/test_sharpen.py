@@ -10,8 +10,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
+from scene_samples import tiny_training
 
-from training.config import SceneTraining
 from training.scenes import sharpen
 from training.scenes.alignment import DenseObjective
 from training.scenes.features import as_map, load_or_build, load_or_build_maps
@@ -20,21 +20,13 @@ from training.stage1 import prepare, run
 if TYPE_CHECKING:
     from torch import nn
 
+    from training.config import SceneTraining
+
 SHIPPED = Path("rediff_model/checkpoints/embedded-384")
 
 
 def tiny(**changes: object) -> SceneTraining:
-    values = {
-        "tower": SHIPPED,
-        "start_from": SHIPPED,
-        "data": {"scenes": 4, "validation_scenes": 2},
-        "pictures": 2,
-        "tower_steps": 2,
-        "phases": [{"steps": 1}],
-        "precision": "no",
-        "threads": 1,
-    }
-    return SceneTraining.model_validate(values | changes)
+    return tiny_training(SHIPPED, 4, **{"tower_steps": 2, **changes})
 
 
 @pytest.fixture(autouse=True)

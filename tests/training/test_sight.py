@@ -10,12 +10,12 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
+from scene_samples import tiny_training
 
 from rediff_model.checkpoint import read_config
 from rediff_model.efficientnet import FEATURE_CHANNELS, SHARE_SCALE, CellClassifier
 from rediff_model.model import Captioner
-from training.config import SceneTraining
-from training.scenes import sight
+from training.scenes import reading, sight
 from training.scenes.atlas import Atlas
 from training.scenes.features import SceneFeatures, as_map, load_or_build, load_or_build_maps
 from training.scenes.imagenet import IMAGENET, Classifier, Plates
@@ -24,28 +24,21 @@ from training.stage1 import SceneRun, prepare, run
 if TYPE_CHECKING:
     from torch import nn
 
+    from training.config import SceneTraining
+
 SHIPPED = Path("rediff_model/checkpoints/embedded-384")
 SCENES = 8
 
 
 def tiny(**changes: object) -> SceneTraining:
-    values = {
-        "tower": SHIPPED,
-        "start_from": SHIPPED,
-        "data": {"scenes": SCENES, "validation_scenes": 2},
-        "pictures": 2,
-        "sight": {"image_size": 576, "steps": 2},
-        "phases": [{"steps": 1}],
-        "precision": "no",
-        "threads": 1,
-    }
-    return SceneTraining.model_validate(values | changes)
+    sight_of_576 = {"image_size": 576, "steps": 2}
+    return tiny_training(SHIPPED, SCENES, **{"sight": sight_of_576, **changes})
 
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sight, "READ_STEPS", 3)
-    monkeypatch.setattr(sight, "READ_PICTURES", 16)
+    monkeypatch.setattr(reading, "READ_STEPS", 3)
+    monkeypatch.setattr(reading, "READ_PICTURES", 16)
     monkeypatch.setattr(sight, "PICTURES", 2)
     monkeypatch.setattr(sight, "GUISES", 2)
     monkeypatch.setattr(sight, "words", unsaid)
@@ -117,7 +110,7 @@ def test_features_hold_the_shares_beside_the_rest(scene_run: SceneRun) -> None:
 
 def test_every_name_gets_another_names_picture() -> None:
     atlas = Atlas.load()
-    other, another = sight.shuffled(atlas, 0), sight.shuffled(atlas, 1)
+    other, another = reading.shuffled(atlas, 0), reading.shuffled(atlas, 1)
     owner = {id(picture): name for (_, name), picture in atlas.pictures.items()}
     for vendor in atlas.vendors:
         given = [owner[id(other.picture(vendor, name))] for name in atlas.names]
@@ -180,7 +173,7 @@ def test_the_tower_learns_names_and_words_and_its_known_rows_stay(
 def test_doubts_leave_shares(scene_run: SceneRun) -> None:
     shares = torch.zeros(2, 36, 120)
     shares[:, :, 7] = 0.8
-    doubted = sight.doubted(shares, np.random.default_rng(0))
+    doubted = reading.doubted(shares, np.random.default_rng(0))
     assert (doubted >= 0).all()
     total = doubted.sum(-1)
     assert total.max() <= 0.8 + 1e-5
@@ -200,7 +193,7 @@ def test_names_are_read_off_the_classes_alone(scene_run: SceneRun) -> None:
     seen: list[torch.Tensor] = []
     projector = cast("nn.Module", scene_run.model.model.mm_projector)
     projector.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach().clone()))
-    sight.teach_projector(
+    reading.teach_projector(
         scene_run, old, SceneFeatures(scenes, features), SceneFeatures(scenes, wanted), [(3, other)]
     )
     trunk = torch.cat(seen)[..., :FEATURE_CHANNELS]

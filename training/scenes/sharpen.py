@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from training.loop import LoopSettings, train
 from training.scenes.alignment import DenseBatch, DenseObjective, dense_labels
 from training.scenes.features import as_map
+from training.state import take_over
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,10 +71,8 @@ class SharpObjective(nn.Module):
 
 
 def sharpen(scene_run: SceneRun, maps: SceneFeatures) -> None:
-    """Train late stages and projector on `maps`, resuming what the run's folder holds.
-
-    The depthwise kernels stay as they are: their gradient takes most of a step on a CPU.
-    """
+    """Train the late stages' products and the projector on `maps`, resuming what the run's folder
+    holds."""
     config, model = scene_run.config, scene_run.model
     tower = cast("EfficientNetTower", model.tower)
     projector = cast("nn.Module", model.model.mm_projector)
@@ -82,9 +81,7 @@ def sharpen(scene_run: SceneRun, maps: SceneFeatures) -> None:
     )
     objective = SharpObjective(tower, dense).to(model.device)
     heads = [*dense.norm.parameters(), *dense.heads.parameters()]
-    late = [
-        value for name, value in tower.late_stages().named_parameters() if ".depthwise." not in name
-    ]
+    late = tower.late_products()
 
     def part(
         name: str, steps: int, groups: list[tuple[list[nn.Parameter], float]], clip: float
@@ -107,10 +104,7 @@ def sharpen(scene_run: SceneRun, maps: SceneFeatures) -> None:
         )
         batch = batches_of(scene_run, maps)
         average = train(objective, [optimizer], batch, settings, scene_run.folder / name)
-        trained = dict(objective.named_parameters())
-        with torch.no_grad():
-            for key, value in average.items():
-                trained[key].copy_(value)
+        take_over(objective, average)
 
     part("heads", HEAD_STEPS, [(heads, HEAD_RATE)], 100.0)
     projected = list(projector.parameters())

@@ -3,11 +3,10 @@
 The tower gets a larger picture and a classifier of its cells. Its late stages begin as ImageNet's
 and learn the names of varied drawings on plates, while they must go on saying of every sticker
 what ImageNet says of its picture alone and enlarged: so they keep what they know of photographs.
-The projector then learns to give the language model the vectors it knows, and to take names from
-the classifier first: the rest of its input is at times of other pictures on the same plates.
+The projector then learns to hand that on (`training.scenes.reading`).
 
-Shape suffixes: B pictures, P feature cells, F feature channels, D hidden size, C channels of the
-stride-16 map, G cells a side of the stride-32 map, S stickers, I ImageNet's classes, K classes.
+Shape suffixes: B pictures, T cells, F feature channels, C channels, G cells a side of the stride-32
+map, S stickers, I ImageNet's classes, K classes, V drawings.
 """
 
 from __future__ import annotations
@@ -19,24 +18,25 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, kl_div, mse_loss
+from torch.nn.functional import cross_entropy, kl_div
 
 from rediff_model.efficientnet import DEEP_STRIDE, FEATURE_CHANNELS, CellClassifier
 from rediff_model.model import Captioner, CaptionModel
 from training.loop import LoopSettings, train
 from training.scenes.alignment import dense_labels
-from training.scenes.atlas import Atlas
 from training.scenes.features import as_map, load_or_build, load_or_build_maps
 from training.scenes.imagenet import IMAGENET, Classifier, Plates
+from training.scenes.reading import shuffled, teach_projector
 from training.scenes.varied import varied
-from training.state import processes
+from training.state import processes, take_over
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from rediff_model.config import ModelConfig, VisionConfig
     from rediff_model.efficientnet import EfficientNetTower
+    from training.scenes.atlas import Atlas
     from training.scenes.features import SceneFeatures
     from training.stage1 import SceneRun
 
@@ -58,13 +58,6 @@ GUISES = 8
 KEPT = 0.85
 """What the late stages keep of what they learnt; the rest is ImageNet's again. A mean of weights
 before and after knows more of what was not taught (Wortsman et al. 2022, arXiv 2109.01903)."""
-READ_STEPS = 3000
-READ_PICTURES = 64
-READ_RATE = 1e-3
-SHUFFLED = 0.2
-"""Share of the projector's pictures whose features but the classifier's are of other pictures."""
-DOUBT = 0.6
-"""Of a cell's share, what other names may be given: photographs leave doubts, drawings hardly."""
 
 
 def class_rows(names: Sequence[str]) -> tuple[int, ...]:
@@ -251,18 +244,13 @@ def kept_maps(
 def teach_tower(
     scene_run: SceneRun, guises: Sequence[Atlas], maps: Sequence[SceneFeatures]
 ) -> None:
-    """Train the late stages and the rows of the names that ImageNet lacks.
-
-    The depthwise kernels stay as they are: their gradient takes most of a step on a CPU.
-    """
+    """Train the late stages' products and the rows of the names that ImageNet lacks."""
     config, atlas, model = scene_run.config, scene_run.atlas, scene_run.model
     tower, imagenet = cast("EfficientNetTower", model.tower), Classifier.load().to(model.device)
     words_GVI = torch.stack([words(guise, tower, imagenet) for guise in guises])
     objective = SightObjective(tower, imagenet.out).to(model.device)
     objective.requires_grad_(False)
-    late = [
-        value for name, value in tower.late_stages().named_parameters() if ".depthwise." not in name
-    ]
+    late = tower.late_products()
     rows = cast("CellClassifier", tower.classifier).rows
     known, _ = known_rows(atlas.names)
     for parameter in (*late, *rows.parameters()):
@@ -293,7 +281,7 @@ def teach_tower(
         settings,
         scene_run.folder / "sight",
     )
-    adopt(objective, average)
+    take_over(objective, average)
     published = imagenet.late.state_dict()
     with torch.no_grad():
         for name, value in tower.late_stages().named_parameters():
@@ -301,14 +289,6 @@ def teach_tower(
         for value in tower.parameters():
             # A checkpoint holds the tower in half precision: features shall be of those weights.
             value.copy_(value.half())
-
-
-def adopt(objective: nn.Module, average: Mapping[str, Tensor]) -> None:
-    """Put trained weights in the model's place."""
-    trained = dict(objective.named_parameters())
-    with torch.no_grad():
-        for name, value in average.items():
-            trained[name].copy_(value)
 
 
 def sight_batches(
@@ -340,131 +320,11 @@ def sight_batches(
 def measure(tower: EfficientNetTower, maps: SceneFeatures, scenes: int = 1024) -> None:
     """Set the statistics that standardise the features, by the first scenes; in half precision, as
     a checkpoint holds them."""
-    device = tower.feature_mean_F.device
-    total_F = torch.zeros_like(tower.feature_mean_F, dtype=torch.float64)
-    squares_F, count = torch.zeros_like(total_F), 0
-    for start in range(0, min(scenes, len(maps.scenes)), PICTURES):
-        rows_BTC = maps.rows(np.arange(start, min(start + PICTURES, len(maps.scenes)))).to(device)
-        cells_TF = tower.raw(tower.deepened(as_map(rows_BTC))).flatten(0, 1).double()
-        total_F += cells_TF.sum(0)
-        squares_F += cells_TF.square().sum(0)
-        count += len(cells_TF)
-    mean_F = total_F / count
-    deviation_F = (squares_F / count - mean_F.square()).clamp_min(0).sqrt()
-    scale_F = 1 / deviation_F.clamp_min(0.05 * deviation_F.median())
-    tower.feature_mean_F.copy_(mean_F.half())
-    tower.feature_scale_F.copy_(scale_F.half())
-
-
-def shuffled(atlas: Atlas, number: int) -> Atlas:
-    """The atlas with the pictures of other names under every name."""
-    order = np.random.default_rng(number).permutation(len(atlas.names))
-    names = atlas.names
-    # A cycle through all of them: no name keeps its picture.
-    following = {
-        names[one]: names[other] for one, other in zip(order, np.roll(order, 1), strict=True)
-    }
-    pictures = {
-        (vendor, name): atlas.picture(vendor, following[name])
-        for vendor in atlas.vendors
-        for name in names
-    }
-    return Atlas(names, atlas.vendors, pictures)
-
-
-@dataclass(frozen=True, slots=True)
-class ReadBatch:
-    """Features, and the vectors that the language model knows for these cells."""
-
-    features_BPF: Tensor
-    wanted_BPD: Tensor
-
-    def weight(self) -> float:
-        return float(len(self.features_BPF))
-
-    def to(self, device: torch.device) -> Self:
-        return type(self)(self.features_BPF.to(device), self.wanted_BPD.to(device))
-
-
-class ReadObjective(nn.Module):
-    """Squared error of the projector's vectors, as a share of the wanted ones' variance."""
-
-    def __init__(self, projector: nn.Module, variance: float) -> None:
-        super().__init__()
-        self.projector = projector
-        self.variance = variance
-
-    def forward(self, batch: ReadBatch) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
-        found_BPD = self.projector(batch.features_BPF).float()
-        error = mse_loss(found_BPD, batch.wanted_BPD) / self.variance
-        weight = batch.weight()
-        return error * weight, {"error": (error.detach() * weight, torch.tensor(weight))}
-
-
-def teach_projector(
-    scene_run: SceneRun,
-    old: CaptionModel,
-    features: SceneFeatures,
-    wanted: SceneFeatures,
-    others: Sequence[tuple[int, np.ndarray]],
-) -> None:
-    """Train the projector to give what the old one gives, with names from the classes alone.
-
-    `others` are features of scenes with other pictures, and the number of the first of them.
-    """
-    config, device = scene_run.config, scene_run.model.device
-    projector = cast("nn.Module", scene_run.model.model.mm_projector)
-    old_projector = cast("nn.Module", old.model.mm_projector).to(device)
-    with torch.inference_mode():
-        known_NPD = torch.cat(
-            [
-                old_projector(
-                    wanted.rows(np.arange(start, min(start + 256, len(wanted.scenes)))).to(device)
-                ).cpu()
-                for start in range(0, len(wanted.scenes), 256)
-            ]
-        )
-    known_NPD = known_NPD.clone()
-    places = [(first + row, pool, row) for first, pool in others for row in range(len(pool))]
-
-    def batch(step: int, part: int) -> ReadBatch:
-        rng = np.random.default_rng((config.seed, 9, step, part))
-        rows = rng.integers(0, len(features.scenes), READ_PICTURES)
-        mixed = rng.random(READ_PICTURES) < SHUFFLED
-        rest = {}
-        for i in np.flatnonzero(mixed).tolist():
-            place, pool, row = places[int(rng.integers(len(places)))]
-            rows[i] = place
-            rest[i] = torch.from_numpy(pool[row].astype(np.float32))
-        features_BPF = features.rows(rows)
-        for i, other_PF in rest.items():
-            features_BPF[i, :, :FEATURE_CHANNELS] = other_PF[:, :FEATURE_CHANNELS]
-        features_BPF[..., FEATURE_CHANNELS:] = doubted(features_BPF[..., FEATURE_CHANNELS:], rng)
-        return ReadBatch(features_BPF, known_NPD[torch.from_numpy(rows)])
-
-    scene_run.model.requires_grad_(False)
-    projector.requires_grad_(True)
-    objective = ReadObjective(projector, float(known_NPD.flatten(0, 1).var(0).mean()))
-    settings = LoopSettings(
-        steps=READ_STEPS,
-        precision=config.precision,
-        parts=config.parts,
-        save_every=500,
+    device, count = tower.feature_mean_F.device, min(scenes, len(maps.scenes))
+    rows = (
+        maps.rows(np.arange(start, min(start + PICTURES, count))).to(device)
+        for start in range(0, count, PICTURES)
     )
-    optimizer = torch.optim.AdamW(projector.parameters(), lr=READ_RATE, weight_decay=0.01)
-    adopt(objective, train(objective, [optimizer], batch, settings, scene_run.folder / "read"))
-
-
-def doubted(shares_BPK: Tensor, rng: np.random.Generator) -> Tensor:
-    """Shares of which others take a part, up to `DOUBT`, and some is lost."""
-    pictures, cells, classes = shares_BPK.shape
-    taken = torch.from_numpy(rng.uniform(0, DOUBT, (pictures, cells, 1)).astype(np.float32))
-    kept = torch.from_numpy(rng.uniform(0.4, 1, (pictures, cells, 1)).astype(np.float32))
-    # Three other names for every cell, the first with most.
-    parts = torch.tensor([0.6, 0.3, 0.1])
-    chosen = torch.from_numpy(rng.integers(0, classes, (pictures, cells, 3)))
-    noise = torch.zeros_like(shares_BPK).scatter_add_(
-        2, chosen, parts.expand(pictures, cells, 3).contiguous()
-    )
-    whole = shares_BPK.sum(-1, keepdim=True)
-    return kept * ((1 - taken) * shares_BPK + taken * whole * noise)
+    tower.standardise(tower.raw(tower.deepened(as_map(part))).flatten(0, 1) for part in rows)
+    for statistic in (tower.feature_mean_F, tower.feature_scale_F):
+        statistic.copy_(statistic.half())

@@ -16,7 +16,7 @@ from training.loop import train
 from training.scenes.canvases import Mix
 from training.scenes.features import load_or_build
 from training.stage1 import align, loop_settings, optimizers, prepare
-from training.state import copy_into
+from training.state import take_over
 from training.twin.model import save
 from training.twin.objective import TwinObjective, next_token_accuracy
 
@@ -69,8 +69,7 @@ def run(config: TwinTraining, folder: Path) -> Path:
     if config.align_steps:
         align(scene_run, features)
     average = train_captions(scene_run, features, validation)
-    trained = dict(scene_run.objective.named_parameters())
-    copy_into({name: trained[name] for name in average}, average)
+    take_over(scene_run.objective, average)
     checkpoint = folder / "checkpoint"
     done = {
         "steps": config.steps,
