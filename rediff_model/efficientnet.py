@@ -203,17 +203,23 @@ class EfficientNetTower(nn.Module):
 
     def features(self, maps: dict[str, Tensor]) -> Tensor:
         """Features, [N, P, F], of the maps `stride16` and `stride32`."""
-        features_NPF = self.raw(maps)
-        features_NPF = (features_NPF - self.feature_mean_F) * self.feature_scale_F
-        features_NPF = features_NPF.clamp(-LIMIT, LIMIT)
-        parts = [
-            features_NPF,
-            self.position_PF.to(features_NPF.dtype).expand(len(features_NPF), -1, -1),
-        ]
-        if self.classifier is not None:
-            shares_NPK = self.shares(self.classifier(maps["stride32"]))
-            parts.append(SHARE_SCALE * shares_NPK.to(features_NPF.dtype))
-        return torch.cat(parts, dim=-1)
+        features_NPF = self.placed(maps)
+        if self.classifier is None:
+            return features_NPF
+        shares_NPK = self.shares(self.classifier(maps["stride32"])).to(features_NPF.dtype)
+        return torch.cat((features_NPF, SHARE_SCALE * shares_NPK), dim=-1)
+
+    def placed(self, maps: dict[str, Tensor]) -> Tensor:
+        """The features, [N, P, F], without the classes: the trunk's and the position's."""
+        features_NPF = (self.raw(maps) - self.feature_mean_F) * self.feature_scale_F
+        position_PF = self.position_PF.to(features_NPF.dtype)
+        return torch.cat(
+            (
+                features_NPF.clamp(-LIMIT, LIMIT),
+                position_PF.expand(len(features_NPF), -1, -1),
+            ),
+            dim=-1,
+        )
 
     def shares(self, logits_NHWK: Tensor) -> Tensor:
         """Of every feature cell the part each class has of it, [N, P, K], 0 to 1; the rest is

@@ -16,6 +16,7 @@ from rediff_model.checkpoint import read_config
 from rediff_model.efficientnet import FEATURE_CHANNELS, SHARE_SCALE, CellClassifier
 from rediff_model.model import Captioner
 from training.scenes import reading, sight
+from training.scenes.alignment import LOOKS, DenseBatch
 from training.scenes.atlas import Atlas
 from training.scenes.features import SceneFeatures, as_map, load_or_build, load_or_build_maps
 from training.scenes.imagenet import IMAGENET, Classifier, Plates
@@ -104,7 +105,9 @@ def test_features_hold_the_shares_beside_the_rest(scene_run: SceneRun) -> None:
     with torch.inference_mode():
         maps, features = tower.maps(pixels), tower(pixels)
         shares = tower.shares(tower.classifier(maps["stride32"]))
+        placed = tower.placed(maps)
     torch.testing.assert_close(features[..., FEATURE_CHANNELS:], SHARE_SCALE * shares)
+    torch.testing.assert_close(features[..., :FEATURE_CHANNELS], placed)
     assert features.shape == (1, 36, scene_run.model_config.vision.hidden_size)
 
 
@@ -168,6 +171,32 @@ def test_the_tower_learns_names_and_words_and_its_known_rows_stay(
     assert torch.equal(after[known], half)
     unknown = [row for row in range(len(after)) if row not in set(known.tolist())]
     assert not torch.equal(after[unknown], before[unknown])
+
+
+def test_colours_are_asked_of_the_late_stages_but_not_names(
+    scene_run: SceneRun, tmp_path: Path
+) -> None:
+    """Names are the classifier's: these layers shall not draw the other channels towards them."""
+    tower: Any = scene_run.model.tower
+    maps = load_or_build_maps("train", 0, 4, scene_run.atlas, scene_run.model, tmp_path / "maps")
+    sight.measure(tower, maps)
+    batch = sight.sight_batches(scene_run, [maps], torch.zeros(1, 840, 1000))(0, 0)
+    looks = sight.SightObjective(tower, Classifier.load().out).looks
+    tower.late_stages().requires_grad_(True)
+    weights = [*looks.parameters(), *tower.late_products()]
+    optimizer = torch.optim.Adam(weights, 3e-3)
+    losses = []
+    for _ in range(12):
+        deep = tower.deepened(as_map(batch.maps_BTC))
+        loss, parts = looks(DenseBatch(tower.placed(deep), batch.labels_BTK))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+    assert [*parts] == [f"right_{kind}" for kind in LOOKS]
+    assert parts["right_backdrop"][1] == batch.labels_BTK.shape[0] * 36
+    assert all(value.grad is not None and value.grad.any() for value in weights[-2:])
 
 
 def test_doubts_leave_shares(scene_run: SceneRun) -> None:

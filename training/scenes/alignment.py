@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from training.scenes.graph import Scene
 
 KINDS = ("name", "colour", "shape", "size", "backdrop", "pattern")
+LOOKS = KINDS[1:]
+"""All but the name: what a drawing's variations leave as it is."""
 NOTHING = -100
 """Label of a sticker's attribute in a cell without one."""
 
@@ -75,29 +77,37 @@ class DenseBatch:
 
 
 class DenseObjective(nn.Module):
-    """Cross entropy of every label kind from the projected cells."""
+    """Cross entropy of every label kind, or of some, from the projected cells."""
 
-    def __init__(self, projector: nn.Module, hidden_size: int, names: int) -> None:
+    def __init__(
+        self,
+        projector: nn.Module,
+        hidden_size: int,
+        names: int,
+        kinds: Sequence[str] = KINDS,
+    ) -> None:
         super().__init__()
         self.projector = projector
-        sizes = (names + 1, len(COLOURS), len(SHAPES), len(SIZES), len(BACKDROPS), len(PATTERNS))
+        values = (COLOURS, SHAPES, SIZES, BACKDROPS, PATTERNS)
+        sizes = dict(zip(KINDS, (names + 1, *map(len, values)), strict=True))
+        self.kinds = tuple(kinds)
         self.norm = nn.LayerNorm(hidden_size)
-        self.heads = nn.ModuleList(nn.Linear(hidden_size, size) for size in sizes)
+        self.heads = nn.ModuleList(nn.Linear(hidden_size, sizes[kind]) for kind in kinds)
 
     def forward(self, batch: DenseBatch) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
         """The summed loss, and for every kind the (number right, number) of labelled cells."""
         hidden_BPD = self.norm(self.projector(batch.features_BPF))
         total = hidden_BPD.new_zeros(())
         parts = {}
-        for kind, (name, head) in enumerate(zip(KINDS, self.heads, strict=True)):
+        for kind, head in zip(self.kinds, self.heads, strict=True):
             logits_TV = head(hidden_BPD).flatten(0, 1).float()
-            labels_T = batch.labels_BPK[:, :, kind].flatten()
+            labels_T = batch.labels_BPK[:, :, KINDS.index(kind)].flatten()
             total = total + cross_entropy(logits_TV, labels_T, reduction="sum")
             spoken_T = labels_T != NOTHING
-            if kind == 0:
+            if kind == "name":
                 spoken_T = spoken_T & (labels_T != logits_TV.shape[1] - 1)  # not "none"
             right_T = logits_TV.argmax(-1) == labels_T
-            parts[f"right_{name}"] = (right_T[spoken_T].sum().detach(), spoken_T.sum())
+            parts[f"right_{kind}"] = (right_T[spoken_T].sum().detach(), spoken_T.sum())
         return total, parts
 
 

@@ -1,12 +1,13 @@
 """Lets a captioner that is trained look closer, and name what it sees with a classifier's words.
 
 The tower gets a larger picture and a classifier of its cells. Its late stages begin as ImageNet's
-and learn the names of varied drawings on plates, while they must go on saying of every sticker
-what ImageNet says of its picture alone and enlarged: so they keep what they know of photographs.
+and learn the names of varied drawings on plates, and the plates' colours, shapes and sizes, while
+they must go on saying of every sticker what ImageNet says of its picture alone and enlarged: so
+they keep what they know of photographs.
 The projector then learns to hand that on (`training.scenes.reading`).
 
-Shape suffixes: B pictures, T cells, F feature channels, C channels, G cells a side of the stride-32
-map, S stickers, I ImageNet's classes, K classes, V drawings.
+Shape suffixes: B pictures, T cells, C channels, G cells a side of the stride-32
+map, S stickers, I ImageNet's classes, K classes or kinds of labels, V drawings.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch.nn.functional import cross_entropy, kl_div
 from rediff_model.efficientnet import DEEP_STRIDE, FEATURE_CHANNELS, CellClassifier
 from rediff_model.model import Captioner, CaptionModel
 from training.loop import LoopSettings, train
-from training.scenes.alignment import dense_labels
+from training.scenes.alignment import LOOKS, DenseBatch, DenseObjective, dense_labels
 from training.scenes.features import as_map, load_or_build, load_or_build_maps
 from training.scenes.imagenet import IMAGENET, Classifier, Plates
 from training.scenes.reading import shuffled, teach_projector
@@ -46,6 +47,11 @@ LATE_RATE = 3e-4
 ROW_RATE = 3e-3
 PLATE_WEIGHT = 0.3
 """What the names under whole plates count beside those of cells, and beside ImageNet's words."""
+LOOKS_WEIGHT = 0.3
+"""What colours and the like of cells count: the projector can tell what the tower leaves in."""
+LOOKS_SIZE = 192
+"""Width of the throwaway layers that tell them."""
+LOOKS_RATE = 1e-3
 NOTHING_BIAS = 3.0
 """Of the row for nothing, to begin with: of most cells that is the answer."""
 ENLARGED = 192
@@ -141,6 +147,8 @@ class SightBatch:
     maps_BTC: Tensor
     names_BGG: Tensor
     """Labels of the cells of the stride-32 map; the last class is nothing."""
+    labels_BTK: Tensor
+    """Of the feature cells, all kinds."""
     plates: Plates
     words_SI: Tensor
 
@@ -151,23 +159,28 @@ class SightBatch:
         return type(self)(
             self.maps_BTC.to(device),
             self.names_BGG.to(device),
+            self.labels_BTK.to(device),
             self.plates.to(device),
             self.words_SI.to(device),
         )
 
 
 class SightObjective(nn.Module):
-    """Names of cells and of plates by the tower's classifier, and ImageNet's words of plates."""
+    """Names of cells and of plates by the tower's classifier, ImageNet's words of plates, and what
+    else there is to see in cells."""
 
     def __init__(self, tower: EfficientNetTower, out: nn.Linear) -> None:
         super().__init__()
         self.tower = tower
         self.out = out
+        reader = nn.Sequential(nn.Linear(FEATURE_CHANNELS, LOOKS_SIZE), nn.GELU())
+        self.looks = DenseObjective(reader, LOOKS_SIZE, len(tower.config.class_rows), LOOKS)
 
     def forward(self, batch: SightBatch) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
         """The summed loss, and the right and all cells and plates, and the words' divergence."""
         classifier = cast("CellClassifier", self.tower.classifier)
-        seen_BCGG = classifier.seen(self.tower.deepened(as_map(batch.maps_BTC))["stride32"])
+        maps = self.tower.deepened(as_map(batch.maps_BTC))
+        seen_BCGG = classifier.seen(maps["stride32"])
         logits_TK = classifier.read(classifier.smooth(seen_BCGG)).flatten(0, 2)
         names_T = batch.names_BGG.flatten()
         cells = cross_entropy(logits_TK, names_T)
@@ -183,6 +196,9 @@ class SightObjective(nn.Module):
             log_target=True,
             reduction="batchmean",
         )
+        dense = DenseBatch(self.tower.placed(maps), batch.labels_BTK)
+        looks, look_parts = self.looks(dense)
+        looks = looks / dense.weight()
         weight = batch.weight()
         something_T = names_T < logits_TK.shape[1] - 1
         right_T = logits_TK.argmax(-1) == names_T
@@ -193,7 +209,8 @@ class SightObjective(nn.Module):
             "right_plate": (right_S.sum(), right_S.new_ones(len(right_S)).sum()),
             "words": (said.detach() * weight, torch.tensor(weight)),
         }
-        return (cells + PLATE_WEIGHT * named + said) * weight, parts
+        loss = cells + PLATE_WEIGHT * named + said + LOOKS_WEIGHT * looks
+        return loss * weight, parts | look_parts
 
 
 def look_closer(scene_run: SceneRun, cache: Path) -> SceneFeatures:
@@ -210,6 +227,8 @@ def look_closer(scene_run: SceneRun, cache: Path) -> SceneFeatures:
     with processes().main_process_first():
         maps = load_or_build_maps("train", first, count, atlas, model, cache)
         seen = kept_maps(scene_run, guises, count, cache)
+    # As ImageNet's stages say it, for the layers that tell colours; then as the taught ones do.
+    measure(tower, maps)
     teach_tower(scene_run, guises, [part for _, part in seen])
     measure(tower, maps)
     others = [shuffled(atlas, number) for number in range(GUISES)]
@@ -244,7 +263,8 @@ def kept_maps(
 def teach_tower(
     scene_run: SceneRun, guises: Sequence[Atlas], maps: Sequence[SceneFeatures]
 ) -> None:
-    """Train the late stages' products and the rows of the names that ImageNet lacks."""
+    """Train the late stages' products and the rows of the names that ImageNet lacks, with layers
+    that tell colours and the like and are thrown away."""
     config, atlas, model = scene_run.config, scene_run.atlas, scene_run.model
     tower, imagenet = cast("EfficientNetTower", model.tower), Classifier.load().to(model.device)
     words_GVI = torch.stack([words(guise, tower, imagenet) for guise in guises])
@@ -253,7 +273,8 @@ def teach_tower(
     late = tower.late_products()
     rows = cast("CellClassifier", tower.classifier).rows
     known, _ = known_rows(atlas.names)
-    for parameter in (*late, *rows.parameters()):
+    looks = list(objective.looks.parameters())
+    for parameter in (*late, *rows.parameters(), *looks):
         parameter.requires_grad_(True)
     for parameter in rows.parameters():
         parameter.register_hook(  # type: ignore[no-untyped-call]
@@ -263,6 +284,7 @@ def teach_tower(
         [
             {"params": late, "lr": LATE_RATE, "weight_decay": 0.01},
             {"params": list(rows.parameters()), "lr": ROW_RATE, "weight_decay": 0.0},
+            {"params": looks, "lr": LOOKS_RATE, "weight_decay": 0.01},
         ]
     )
     assert config.sight is not None
@@ -296,19 +318,22 @@ def sight_batches(
 ) -> Callable[[int, int], SightBatch]:
     """The pictures of a step, by its number; `maps` are of the guises of the atlas."""
     atlas, seed = scene_run.atlas, scene_run.config.seed
-    side = scene_run.model_config.vision.image_size // DEEP_STRIDE
+    vision = scene_run.model_config.vision
+    side, cells = vision.image_size // DEEP_STRIDE, vision.patches_per_side
     places = [(guise, row) for guise, part in enumerate(maps) for row in range(len(part.scenes))]
 
     def batch(step: int, part: int) -> SightBatch:
         rng = np.random.default_rng((seed, 8, step, part))
         chosen = [places[number] for number in rng.integers(0, len(places), PICTURES)]
         scenes = [maps[guise].scenes[row] for guise, row in chosen]
-        labels = torch.from_numpy(dense_labels(scenes, atlas.names, side)[:, :, 0])
+        names = torch.from_numpy(dense_labels(scenes, atlas.names, side)[:, :, 0])
+        labels = torch.from_numpy(dense_labels(scenes, atlas.names, cells))
         plates = Plates.of(scenes, side, atlas)
         guise_S = torch.tensor([guise for guise, _ in chosen])[plates.picture_S]
         return SightBatch(
             torch.cat([maps[guise].rows(np.array([row])) for guise, row in chosen]),
-            labels.view(-1, side, side),
+            names.view(-1, side, side),
+            labels,
             plates,
             words_GVI[guise_S, plates.drawing_S],
         )
