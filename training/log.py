@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,19 +18,30 @@ if TYPE_CHECKING:
 
 
 class Log:
-    """Sums by name on the device, added up over all processes when a line is written."""
+    """Sums by name on the device, added up over all processes when a line is written.
 
-    def __init__(self, folder: Path, accelerator: Accelerator) -> None:
+    A run that goes on from step `start` takes back what it told of later ones, which it tells
+    again; the first line of means is then of the steps since.
+    """
+
+    def __init__(self, folder: Path, accelerator: Accelerator, start: int = 0) -> None:
         self._accelerator = accelerator
         self._sums: dict[str, Tensor] = {}
-        self._started = time.monotonic()
         self._path = folder / "log.jsonl"
+        self._rows = [row for row in _read(self._path) if row["step"] <= start]
+        before = self._rows[-1]["seconds"] if self._rows else 0.0
+        self._started = time.monotonic() - before
         self._board: Any = None
         if accelerator.is_main_process:
             from torch.utils.tensorboard import SummaryWriter
 
             folder.mkdir(parents=True, exist_ok=True)
-            self._board = SummaryWriter(str(folder / "tensorboard"))
+            # Other processes read it at this moment: what they find is the old one or this.
+            fresh = self._path.with_name(f"{self._path.name}.new")
+            lines = (json.dumps(row) + "\n" for row in self._rows)
+            fresh.write_text("".join(lines), encoding="utf-8")
+            fresh.replace(self._path)
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
 
     def add(self, sums: Mapping[str, tuple[Tensor, Tensor | float]]) -> None:
         """Add sums and the numbers they are to be divided by; stays on the device."""
@@ -62,14 +74,21 @@ class Log:
 
     def judged(self, step: int) -> bool:
         """Whether a line tells of an evaluation at a step: it has no learning rate."""
-        if not self._path.exists():
-            return False
-        with self._path.open(encoding="utf-8") as file:
-            return any(f'"step": {step},' in line and '"rate"' not in line for line in file)
+        return any(row["step"] == step and "rate" not in row for row in self._rows)
 
     def close(self) -> None:
         if self._board is not None:
             self._board.close()
+
+
+def _read(path: Path) -> list[dict[str, float]]:
+    """The lines of a log, but for one that a kill cut off."""
+    rows: list[dict[str, float]] = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with suppress(ValueError):
+                rows.append(json.loads(line))
+    return rows
 
 
 def mean_parts(every: Sequence[Mapping[str, tuple[Tensor, Tensor]]]) -> dict[str, float]:

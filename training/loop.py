@@ -114,7 +114,7 @@ def train(
     base_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     state = RunState(folder, trained, average, optimizers, accelerator.state)
     start = state.restore()
-    log = Log(folder, accelerator)
+    log = Log(folder, accelerator, start)
     bar = tqdm(
         total=settings.steps,
         initial=start,

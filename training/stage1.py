@@ -18,6 +18,7 @@ from rediff_model.config import LanguageConfig, ModelConfig, VisionConfig
 from rediff_model.efficientnet import FEATURE_CHANNELS, STRIDE
 from rediff_model.model import CaptionModel
 from rediff_model.prompt import DEFAULT_QUESTION, TextCodec, conversation
+from training.alone import alone
 from training.claim import claim
 from training.config import TrainConfigError
 from training.loop import LoopSettings, train
@@ -80,6 +81,7 @@ class SceneRun:
     canvases: CanvasBuilder
 
 
+@alone
 def run(config: SceneTraining, folder: Path) -> Path:
     """Train, resuming whatever `folder` holds, and return the folder of the finished checkpoint.
 

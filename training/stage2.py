@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from rediff_model.prompt import DEFAULT_QUESTION
 from rediff_model.settings import Preferences, TokenIds
 from training import stage1
+from training.alone import alone
 from training.claim import claim
 from training.config import SceneTraining, Strict
 from training.correct import correct
@@ -115,6 +116,7 @@ class SceneCorrection(SceneTraining):
         return self
 
 
+@alone
 def run(config: SceneCorrection, folder: Path) -> Path:
     """Run all rounds, resuming whatever `folder` holds; the folder of the last checkpoint."""
     if config.threads:

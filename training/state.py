@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from accelerate import PartialState
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 
@@ -93,8 +94,8 @@ class RunState:
         """Load `state/` in place if there is one; returns the number of steps done.
 
         Raises:
-            TrainingError: it is of other weights, of another number of processes, or has no
-                average where one is wanted.
+            TrainingError: it is of other weights, of another number of processes, has no average
+                where one is wanted, or a file of it is damaged.
         """
         state = self.folder / "state"
         if self.processes.is_main_process:
@@ -104,13 +105,13 @@ class RunState:
         self.processes.wait_for_everyone()
         if not state.exists():
             return 0
-        noted = json.loads((state / "step.json").read_text(encoding="utf-8"))
+        noted = _noted(state / "step.json")
         shards = self.processes.num_processes if self.sharded else 1
         if noted.get("shards", 1) != shards:
             raise TrainingError(
                 f"{state} was saved in {noted.get('shards', 1)} shards, this run has {shards}"
             )
-        weights = load_file(state / self._file("weights"))
+        weights = _loaded(state / self._file("weights"))
         if weights.keys() != self.trained.keys():
             differing = sorted(weights.keys() ^ self.trained.keys())
             raise TrainingError(
@@ -120,8 +121,8 @@ class RunState:
         if self.averaged:
             if not (state / self._file("average")).exists():
                 raise TrainingError(f"{state} holds no average: the run was begun with ema 0")
-            copy_into(self.average, load_file(state / self._file("average")))
-        _restore_moments(self.optimizers, load_file(state / self._file("optimizers")))
+            copy_into(self.average, _loaded(state / self._file("average")))
+        _restore_moments(self.optimizers, _loaded(state / self._file("optimizers")))
         step: int = noted["step"]
         if self.processes.is_main_process:
             logger.info("resuming %s at step %d", self.folder, step)
@@ -132,6 +133,25 @@ class RunState:
         if self.sharded:
             share = f"-{self.processes.process_index}-of-{self.processes.num_processes}"
         return f"{name}{share}.safetensors"
+
+
+def _noted(path: Path) -> dict[str, int]:
+    try:
+        noted: dict[str, int] = json.loads(path.read_text(encoding="utf-8"))
+        return {**noted, "step": int(noted["step"])}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise _damaged(path, error) from None
+
+
+def _loaded(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> TrainingError:
+    return TrainingError(f"{path} is damaged ({error}); without {path.parent} the run begins anew")
 
 
 def copy_into(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor]) -> None:

@@ -75,20 +75,20 @@ def evaluate(
             extra_refine_steps,
         )
         typer.echo(table(rows))
+        if json_file is not None:
+            figures = {
+                "split": split,
+                "seed": seed,
+                "n": n,
+                "block_length": block_length,
+                "extra_refine_steps": extra_refine_steps,
+                "rows": [row.to_json() for row in rows],
+            }
+            json_file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
         if captions is not None:
             write_captions(captions, rows, scenes, split)
     except (ValueError, OSError) as error:
         raise CommandError(str(error)) from None
-    if json_file is not None:
-        figures = {
-            "split": split,
-            "seed": seed,
-            "n": n,
-            "block_length": block_length,
-            "extra_refine_steps": extra_refine_steps,
-            "rows": [row.to_json() for row in rows],
-        }
-        json_file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
 def experiment(
@@ -135,17 +135,28 @@ def experiment(
             plot(figures, picture)
             typer.echo(table(figures))
             sections.append(section(figures, picture.name))
+        if page is not None:
+            page.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
     except (TrainConfigError, ValueError, OSError) as error:
         raise CommandError(str(error)) from None
-    if page is not None:
-        page.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
 
 
 def _writable(*files: Path | None) -> None:
-    """Raises CommandError for a file whose folder is not there, before hours have been spent."""
-    for file in files:
-        if file is not None and not file.parent.is_dir():
+    """Raises CommandError for a file that cannot be written, before hours have been spent, or that
+    is named twice."""
+    named = [file for file in files if file is not None]
+    if len({file.resolve() for file in named}) < len(named):
+        raise CommandError(f"{named[0]} is named for two things")
+    for file in named:
+        if not file.parent.is_dir():
             raise CommandError(f"{file} cannot be written: there is no folder {file.parent}")
+        there = file.exists()
+        try:
+            file.open("a").close()
+        except OSError as error:
+            raise CommandError(f"{file} cannot be written: {error.strerror}") from None
+        if not there:
+            file.unlink()
 
 
 def _configurations() -> Path:

@@ -346,3 +346,22 @@ def test_ctrl_c_among_the_imports_ends_quietly(module: str) -> None:
 
 def test_the_version_is_that_of_the_distribution() -> None:
     assert f'version = "{__version__}"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_files_for_figures_are_looked_at_before_anything_is_computed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr("server.engine.runner.load_captioner", fail)
+    here, gone = tmp_path / "here.json", tmp_path / "gone" / "out.json"
+    for arguments, said in [
+        (("--json", tmp_path), f"{tmp_path} cannot be written: Is a directory"),
+        (("--captions", tmp_path), f"{tmp_path} cannot be written: Is a directory"),
+        (("--json", gone), f"{gone} cannot be written: there is no folder {gone.parent}"),
+        (("--json", here, "--captions", here), f"{here} is named for two things"),
+    ]:
+        assert rediff(monkeypatch, "evaluate", *arguments) == 1
+        assert said in capsys.readouterr().err
+    assert not here.exists()

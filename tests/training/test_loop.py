@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
+    EventAccumulator,
+)
 from torch import Tensor, nn
 
 from training.ahead import ahead
@@ -83,6 +86,31 @@ def test_a_killed_run_continues_to_the_same_weights(tmp_path: Path) -> None:
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+def test_a_run_that_goes_on_tells_every_step_once(tmp_path: Path) -> None:
+    def until_19(step: int, part: int) -> Points:
+        if step == 19:
+            raise Killed
+        return points(step, part)
+
+    settings = replace(quiet(20), save_every=10)
+    whole, killed = Regression(), Regression()
+    train(whole, optimizers(whole), points, settings, tmp_path / "whole")
+    with pytest.raises(Killed):
+        train(killed, optimizers(killed), until_19, settings, tmp_path / "killed")
+    log = tmp_path / "killed" / "log.jsonl"
+    log.write_text(log.read_text() + '{"loss": 0.3, "st')
+    train(killed, optimizers(killed), points, settings, tmp_path / "killed")
+
+    def curve(folder: str) -> list[tuple[float, float]]:
+        lines = (tmp_path / folder / "log.jsonl").read_text().splitlines()
+        return [(row["step"], row["loss"]) for row in map(json.loads, lines)]
+
+    assert curve("killed") == curve("whole")
+    assert [step for step, _ in curve("whole")] == [5, 10, 15, 20]
+    board = EventAccumulator(str(tmp_path / "killed" / "tensorboard")).Reload()
+    assert [event.step for event in board.Scalars("loss")] == [5, 10, 15, 20]
+
+
 def test_a_run_killed_while_it_evaluates_evaluates_when_it_goes_on(tmp_path: Path) -> None:
     evaluated: list[int] = []
 
@@ -155,6 +183,17 @@ def test_a_state_that_lacks_what_the_run_needs_is_refused(tmp_path: Path) -> Non
         train(model, optimizers(model), points, quiet(10), tmp_path)
     (tmp_path / "state" / "step.json").write_text('{"step": 5, "shards": 2}')
     with pytest.raises(TrainingError, match="saved in 2 shards, this run has 1"):
+        train(model, optimizers(model), points, quiet(10), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["step.json", "weights.safetensors", "optimizers.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"null"])
+def test_a_damaged_state_is_named(tmp_path: Path, name: str, content: bytes) -> None:
+    model = Regression()
+    train(model, optimizers(model), points, quiet(5), tmp_path)
+    damaged = tmp_path / "state" / name
+    damaged.write_bytes(content)
+    with pytest.raises(TrainingError, match=f"{damaged} is damaged"):
         train(model, optimizers(model), points, quiet(10), tmp_path)
 
 

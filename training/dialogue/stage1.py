@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from rediff_model.checkpoint import resolve, save
 from rediff_model.model import Captioner
+from training.alone import alone
 from training.claim import claim
 from training.config import TrainConfigError
 from training.conversations import Renderer
@@ -54,6 +55,7 @@ class DialogueRun:
     specials: Specials
 
 
+@alone
 def run(config: DialogueTraining, folder: Path) -> Path:
     """Train, resuming whatever `folder` holds, and return the folder of the finished checkpoint.
 

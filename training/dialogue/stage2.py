@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from rediff_model.checkpoint import resolve
 from rediff_model.model import Captioner
+from training.alone import alone
 from training.claim import claim
 from training.config import TrainConfigError
 from training.correct import correct
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+@alone
 def run(config: DialogueCorrection, folder: Path) -> Path:
     """Run all rounds, resuming whatever `folder` holds; the folder of the last checkpoint."""
     if config.threads:
