@@ -61,7 +61,7 @@ MARGIN = 4
 """Pixels of an atlas's picture, which is 64 wide."""
 GUISES = 8
 """Ways in which the drawings are varied, and in which names get other names' pictures."""
-KEPT = 0.85
+KEPT = 0.9
 """What the late stages keep of what they learnt; the rest is ImageNet's again. A mean of weights
 before and after knows more of what was not taught (Wortsman et al. 2022, arXiv 2109.01903)."""
 
