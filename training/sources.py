@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from training.archive import members
 from training.images import FORMATS
-from training.report import BadRow, Problem
+from training.json_array import elements
+from training.report import BadRow
 from training.rows import parse_row
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class RowFile:
         self._lengths = array("q")
         self._lines = array("q")
         self._sizes = array("q")
-        for offset, length, line, text in _spans(path, report):
+        for offset, length, line, text in _spans(path, "conversations", report):
             try:
                 row = parse_row(_load(text, f"{path}:{line}"), f"{path}:{line}")
             except BadRow as error:
@@ -127,27 +128,27 @@ class RowShards:
         return self._sizes[index]
 
 
-def values(path: Path, report: Report) -> Iterator[tuple[str, object]]:
+def values(path: Path, field: str, report: Report) -> Iterator[tuple[str, object]]:
     """Every JSON value of a `.json` or `.jsonl` file with its place, `file:line`, whatever it is.
 
-    What is not JSON goes to `report`.
+    What is not JSON goes to `report`; in a damaged array the next object with `field` goes on.
 
     Raises:
         OSError: the file cannot be read.
     """
-    for _, _, line, text in _spans(path, report):
+    for _, _, line, text in _spans(path, field, report):
         try:
             yield f"{path}:{line}", _load(text, f"{path}:{line}")
         except BadRow as error:
             report.add(error.problem)
 
 
-def _spans(path: Path, report: Report) -> Iterator[tuple[int, int, int, bytes]]:
+def _spans(path: Path, field: str, report: Report) -> Iterator[tuple[int, int, int, bytes]]:
     """Offset, length, line and bytes of every row in a file."""
     with path.open("rb") as file:
         if file.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
             file.seek(0)
-            yield from _elements(file.read(), path, report)
+            yield from elements(file.read(), path, field, report)
             return
         file.seek(0)
         offset = 0
@@ -155,34 +156,6 @@ def _spans(path: Path, report: Report) -> Iterator[tuple[int, int, int, bytes]]:
             if text.strip():
                 yield offset, len(text), line, text
             offset += len(text)
-
-
-def _elements(data: bytes, path: Path, report: Report) -> Iterator[tuple[int, int, int, bytes]]:
-    """The elements of a JSON array, as spans.
-
-    Latin-1 makes a character of every byte, so positions in the text are those in the file.
-    """
-    text = data.decode("latin-1")
-    decoder = json.JSONDecoder()
-    at, line, counted = text.index("[") + 1, 1, 0
-    while True:
-        while at < len(text) and text[at] in " \t\r\n,":
-            at += 1
-        line += text.count("\n", counted, at)
-        counted = at
-        if text[at : at + 1] == "]":
-            if text[at + 1 :].strip():
-                reason = "the array ends here, the rest is lost"
-                report.add(Problem("malformed", f"{path}:{line}", reason))
-            return
-        try:
-            _, end = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError) as error:
-            reason = f"not JSON from here on, the rest is lost: {error}"
-            report.add(Problem("malformed", f"{path}:{line}", reason))
-            return
-        yield at, end - at, line, data[at:end]
-        at = end
 
 
 def _load(text: bytes, where: str) -> object:

@@ -57,7 +57,9 @@ def convert(path: Path, tokenizer: Tokenizer, out: Path, question: str, report: 
 
     def prepared() -> Iterator[dict[str, Any]]:
         nonlocal count
-        for row in prepare_vicrit(values(path, report), tokenizer, report, question):
+        for row in prepare_vicrit(
+            values(path, "changed_caption", report), tokenizer, report, question
+        ):
             count += 1
             yield row
 
