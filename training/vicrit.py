@@ -49,8 +49,10 @@ def convert(path: Path, tokenizer: Tokenizer, out: Path, question: str, report: 
 
     Raises:
         OSError: `path` cannot be read, or `out` not written.
-        ValueError: they are the same file.
+        ValueError: they are the same file, or `out` is a folder.
     """
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder: name a file for the rows")
     if out.exists() and out.samefile(path):
         raise ValueError(f"{out} is what is read: the rows must go to another file")
     count = 0

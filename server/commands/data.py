@@ -59,8 +59,13 @@ def vicrit(
 
     report = Report()
     try:
-        tokenizer = Tokenizer.from_file(str(resolve(model, revision=revision) / "tokenizer.json"))
+        tokens = resolve(model, revision=revision) / "tokenizer.json"
+        if not tokens.is_file():
+            raise CommandError(f"{tokens.parent} has no {tokens.name}, whose tokens are counted")
+        tokenizer = Tokenizer.from_file(str(tokens))
         count = convert(file, tokenizer, out, question or DEFAULT_QUESTION, report)
+    except CommandError:
+        raise
     except Exception as error:  # The tokenizer's library raises nothing more specific.
         raise CommandError(" ".join(str(error).split())) from None
     for problem in report.problems:

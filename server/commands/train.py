@@ -51,6 +51,9 @@ def _train(run: Callable[[], Path]) -> None:
     from training.state import TrainingError, processes
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    # They tell of every request that the expert answers, through the bar that counts them.
+    for client in ("httpx", "httpx2"):
+        logging.getLogger(client).setLevel(logging.WARNING)
     try:
         checkpoint = run()
         if processes().is_main_process:

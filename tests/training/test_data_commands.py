@@ -1,6 +1,7 @@
-"""`rediff data vicrit` and `rediff data errors`."""
+"""`rediff data vicrit`, `rediff data errors`, and what `rediff train` says."""
 
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 
 from rediff_model.checkpoint import resolve
 from server.commands.app import app
+from server.commands.options import CommandError
 from training.records import Draft, write_records
 from training.report import Report
 from training.scenes.atlas import Atlas
@@ -57,6 +59,25 @@ def test_vicrit_pairs_of_equal_token_count_are_kept(tmp_path: Path) -> None:
     [row] = [RowFile(out, report).row(0)]
     assert report.summary() == "no problems"
     assert [(pair.org, pair.target) for pair in row.pairs] == [("green", "red")]
+
+
+def test_vicrit_names_what_it_cannot_use_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    given, folder, lacks = tmp_path / "v.jsonl", tmp_path / "folder", tmp_path / "lacks"
+    given.write_text(json.dumps(vicrit_row("A green fox on a plate.")))
+    folder.mkdir()
+    lacks.mkdir()
+    (lacks / "config.json").write_text("{}")
+    cases = [
+        (given, folder, EMBEDDED, f"{folder} is a folder"),
+        (given, tmp_path / "out.jsonl", lacks, f"{lacks} has no tokenizer.json"),
+        (tmp_path / "none.jsonl", tmp_path / "out.jsonl", EMBEDDED, "none.jsonl"),
+    ]
+    for rows, out, model, fault in cases:
+        command = ["data", "vicrit", str(rows), "--out", str(out), "--model", str(model)]
+        result = CliRunner().invoke(app, command)
+        assert isinstance(result.exception, CommandError)
+        assert fault in str(result.exception)
+        assert {path.name for path in tmp_path.iterdir()} == {"v.jsonl", "folder", "lacks"}
 
 
 @pytest.fixture(scope="module")
@@ -118,3 +139,14 @@ def test_bad_files_are_told_in_a_line(drafts: Path, tmp_path: Path) -> None:
         assert result.returncode == 1
         assert fault in result.stderr
         assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("client", ["httpx", "httpx2"])
+def test_training_is_quiet_about_the_requests_of_its_expert(
+    client: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.NOTSET, client)
+    command = ["train", "stage2", "--config", str(tmp_path / "no"), "--out", str(tmp_path)]
+    CliRunner().invoke(app, command)
+    assert not logging.getLogger(client).isEnabledFor(logging.INFO)

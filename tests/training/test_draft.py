@@ -1,7 +1,7 @@
 """The plain files of Stage II: drafts, verdicts, and what the filter keeps of them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -119,6 +119,18 @@ def test_an_interrupted_step_goes_on_to_the_same_file(model: LanguageModel, tmp_
     write_drafts(model, IDS, sample_tokenizer().decode, SUBJECTS, listen, settings, path)
     assert read_drafts(path) == whole
     assert asked == [2, 1, 3, 5]
+
+
+def test_records_that_fail_to_come_leave_the_old_file_alone(tmp_path: Path) -> None:
+    def failing() -> Iterator[dict[str, str]]:
+        yield {"key": "new"}
+        raise OSError("gone")
+
+    write_records(tmp_path / "x.jsonl", [{"key": "old"}])
+    with pytest.raises(OSError, match="gone"):
+        write_records(tmp_path / "x.jsonl", failing())
+    assert [record["key"] for record in read_records(tmp_path / "x.jsonl")] == ["old"]
+    assert [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
 
 
 @pytest.mark.parametrize(("speeds", "batch"), [((), 4), ((0,), 4), ((4,), 0)])

@@ -141,6 +141,8 @@ def test_shares_of_noise_are_checked() -> None:
     [
         ("right", ()),
         ('"Right."', ()),
+        ("**Right**", ()),
+        ("_right_.", ()),
         ("[]", ()),
         ('[{"org": "a", "target": "b"}]', (Pair("a", "b"),)),
         ('```json\n[{"org": "a", "target": "b"}]\n```', (Pair("a", "b"),)),

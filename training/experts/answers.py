@@ -72,7 +72,7 @@ def read_answer(text: str) -> tuple[Pair, ...]:
     bare = _THOUGHT.sub("", text).strip()
     if len(fenced := _FENCED.findall(bare)) == 1:
         [bare] = fenced
-    if bare.strip("\"'.` ").lower() == "right":
+    if bare.strip("\"'.`*_ ").lower() == "right":
         return ()
     try:
         value = json.loads(bare)
