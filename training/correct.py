@@ -25,6 +25,9 @@ PATIENCE = 20
 """Drafts in a row without an answer, or with none but refusals, after which the expert is taken to
 be down, or asked in a way that it never answers."""
 
+UNANSWERED = 0.1
+"""Share of the drafts that may stay without an answer, and so without use."""
+
 _WINDOW = 16
 """Drafts waiting for each thread."""
 
@@ -38,11 +41,13 @@ def correct(
     `malformed`, `refused` and `unanswered`. The last are not written, so the next call asks again.
 
     Raises:
-        ExpertError: the expert cannot be used, or `PATIENCE` drafts in a row got no answer or were
-            refused. What was answered before is kept, and these are asked for again.
+        ExpertError: the expert cannot be used, `PATIENCE` drafts in a row got no answer or were
+            refused, or more than the share `UNANSWERED` got none. What was answered is kept, and
+            the others are asked for again.
     """
     counts: Counter[str] = Counter()
     silent = 0
+    reason = ""
     pending: list[tuple[Draft, Verdict]] = []
     with Appender(path) as out, ThreadPoolExecutor(expert.concurrency) as pool:
         todo = [draft for draft in drafts if draft.key not in out.keys]
@@ -69,6 +74,7 @@ def correct(
                 except Unanswered as error:
                     counts["unanswered"] += 1
                     silent += 1
+                    reason = str(error)
                     logger.warning("%s: %s", draft.key, error)
                     if silent == PATIENCE:
                         pool.shutdown(cancel_futures=True)
@@ -87,4 +93,10 @@ def correct(
                 settle()
         settle()
         bar.close()
+    if counts["unanswered"] > UNANSWERED * len(drafts):
+        outcomes = ", ".join(f"{number} {name}" for name, number in counts.items() if number)
+        raise ExpertError(
+            f"too many of {len(drafts)} drafts have no answer: {outcomes}; the same command asks "
+            f"for them again. The last: {reason}"
+        )
     return counts

@@ -60,6 +60,8 @@ class Report:
     limit: int = 1000
     counts: Counter[Kind] = field(default_factory=Counter)
     problems: list[Problem] = field(default_factory=list)
+    told: int = 0
+    """How many of these `news` has given out."""
     _seen: set[Problem] = field(default_factory=set, repr=False)
 
     def add(self, problem: Problem) -> bool:
@@ -76,6 +78,12 @@ class Report:
         """Count several findings, such as those a loader process hands over with a batch."""
         for problem in problems:
             self.add(problem)
+
+    def news(self) -> list[Problem]:
+        """The kept findings since the last call, such as to log them."""
+        found = self.problems[self.told :]
+        self.told = len(self.problems)
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """Counts by kind and the kept findings, for a file beside the checkpoint."""

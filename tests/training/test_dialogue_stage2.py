@@ -14,6 +14,8 @@ from training.config import TrainConfigError
 from training.conversations import Renderer
 from training.dialogue import stage2
 from training.dialogue.corrections import DialogueCorrection
+from training.experts.build import chat_expert
+from training.experts.protocol import ExpertError
 from training.records import Draft, Verdict, read_drafts, write_records
 from training.report import BadRow
 from training.rows import Pair, parse_row
@@ -129,6 +131,94 @@ def test_drafts_come_from_the_model(base: Path, rows: Path, tmp_path: Path) -> N
     assert all(draft.reference.startswith("A ") and draft.image for draft in found)
     counts = json.loads((tmp_path / "round-0" / "counts.json").read_text())
     assert counts["filter"].get("kept") is None
+
+
+@pytest.mark.parametrize(
+    ("verdict", "outcome"),
+    [(Verdict(right=True), "12 right"), (Verdict(fault="malformed"), "12 malformed")],
+)
+def test_nothing_to_train_on_says_what_became_of_the_drafts(
+    base: Path,
+    rows: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    verdict: Verdict,
+    outcome: str,
+) -> None:
+    write_drafts_of(base, rows, tmp_path / "round-0" / "drafts.jsonl")
+    monkeypatch.setattr(ColourExpert, "judge", lambda *_: verdict)
+    with pytest.raises(TrainConfigError, match=f"holds no corrected draft: {outcome}$"):
+        stage2.run(configuration(base, rows), tmp_path)
+
+
+def write_bad_rows(rows: Path, folder: Path) -> Path:
+    """Two good rows, a malformed one, and one with a broken picture."""
+    path = folder / "bad.jsonl"
+    good = rows.read_text().splitlines()[:2]
+    (folder / "broken.png").write_bytes(b"\x89PNG broken")
+    for number in range(2):
+        (folder / f"{number}.png").write_bytes((rows.parent / f"{number}.png").read_bytes())
+    path.write_text("\n".join([*good, "{", json.dumps(conversation("broken.png", "A dog."))]))
+    return path
+
+
+def test_bad_rows_and_pictures_are_told_before_the_expert_is_asked(
+    base: Path,
+    rows: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    path = write_bad_rows(rows, tmp_path)
+
+    def judge(*_: object) -> Verdict:
+        assert f"{path}:3: malformed" in caplog.text
+        assert f"{path}:4: image" in caplog.text
+        raise ExpertError("gone")
+
+    monkeypatch.setattr(ColourExpert, "judge", judge)
+    drafts = {"source": {"name": "bad", "rows": str(path)}, "samples": 3, "tokens_per_step": [8]}
+    with pytest.raises(ExpertError, match="gone"):
+        stage2.run(configuration(base, rows, drafts=drafts), tmp_path / "run")
+    noted = json.loads((tmp_path / "run" / "round-0" / "problems.json").read_text())
+    assert noted["counts"] == {"malformed": 1, "image": 1}
+    assert [found["where"] for found in noted["problems"]] == [f"{path}:3", f"{path}:4"]
+
+
+def test_what_drafting_found_is_not_forgotten_by_training(
+    base: Path, rows: Path, tmp_path: Path
+) -> None:
+    path = write_bad_rows(rows, tmp_path)
+    write_drafts_of(base, rows, tmp_path / "run" / "round-0" / "drafts.jsonl")
+    drafts = {"source": {"name": "bad", "rows": str(path)}, "samples": 3, "tokens_per_step": [8]}
+    stage2.run(configuration(base, rows, drafts=drafts, steps=1), tmp_path / "run")
+    noted = json.loads((tmp_path / "run" / "round-0" / "problems.json").read_text())
+    assert {found["where"] for found in noted["problems"]} >= {f"{path}:3", f"{path}:4"}
+
+
+def test_a_missing_key_is_told_before_anything_is_drafted(
+    base: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage2, "chat_expert", chat_expert)
+    for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ExpertError, match=r"expert\.model o4-mini .*OPENAI_API_KEY"):
+        stage2.run(configuration(base, rows), tmp_path)
+    assert not (tmp_path / "round-0" / "drafts.jsonl").exists()
+
+
+def test_rows_for_all_rounds_are_counted_before_the_first(
+    base: Path, rows: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = {"name": "squares", "rows": str(rows)}
+    drafts = {"source": source, "samples": 12, "tokens_per_step": [8]}
+    fault = "squares has 12 rows .* leaves round 1 without any: rounds 2, drafts.samples 12"
+    with pytest.raises(TrainConfigError, match=fault):
+        stage2.run(configuration(base, rows, drafts=drafts, rounds=2), tmp_path)
+    assert not (tmp_path / "round-0").exists()
+    with pytest.raises(TrainConfigError, match="holds no corrected draft"):
+        stage2.run(configuration(base, rows, drafts=drafts | {"samples": 20}), tmp_path)
+    assert "squares has 12 rows with pictures: the last round drafts 12 instead" in caplog.text
 
 
 def test_a_drafts_own_tokens_are_trained(base: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import random
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -505,6 +506,36 @@ def test_a_dead_endpoint_ends_the_run_and_the_answered_are_kept(
     stub.replies = [completion("right")]
     counts = correct(drafts, endpoint.expert(concurrency=1), path)
     assert counts == {"known": 2, "right": len(drafts) - 2}
+
+
+@pytest.mark.parametrize(("silent", "ends"), [(2, False), (3, True)])
+def test_too_many_drafts_without_an_answer_end_the_run(
+    tmp_path: Path, silent: int, ends: bool
+) -> None:
+    asked: list[str] = []
+
+    class Forgetful:
+        concurrency = 1
+
+        def judge(self, draft: Draft) -> Verdict:
+            asked.append(draft.key)
+            if int(draft.key) < silent:
+                raise Unanswered("no answer: busy")
+            return Verdict(right=True)
+
+        def usage(self) -> dict[str, float]:
+            return {}
+
+    path = tmp_path / "verdicts.jsonl"
+    drafts = [make_draft("A fox.", str(number)) for number in range(20)]
+    fault = "20 drafts have no answer: 3 unanswered, 17 right; .* The last: no answer: busy"
+    with pytest.raises(ExpertError, match=fault) if ends else nullcontext():
+        assert correct(drafts, Forgetful(), path)["unanswered"] == silent
+    assert len(list(read_records(path))) == 20 - silent
+    asked.clear()
+    with pytest.raises(ExpertError, match="3 unanswered") if ends else nullcontext():
+        correct(drafts, Forgetful(), path)
+    assert asked == [str(number) for number in range(silent)]
 
 
 def test_decoys_depend_on_the_draft_alone() -> None:

@@ -182,6 +182,7 @@ def test_answers_that_come_late_do_not_change_a_training_that_has_begun(
         return judge(self, draft)
 
     monkeypatch.setattr(OracleExpert, "judge", busy)
+    monkeypatch.setattr("training.correct.UNANSWERED", 0.5)
     config = configuration(stage1, phases=[{"steps": 2}])
     before = load_file(run(config, tmp_path / "run") / "model.safetensors")
     noted = (folder / "counts.json").read_text()

@@ -101,7 +101,6 @@ class DialogueBatches:
         self._pad_id = pad_id
         self._max_length = max_length
         self._compat = compat
-        self._told = 0
 
         def check(sample: Sample, image: Image.Image | None) -> None:
             rows = 0 if image is None else layout(image.size, config).tokens
@@ -143,9 +142,8 @@ class DialogueBatches:
 
     def tell(self) -> None:
         """Log the findings that are new."""
-        for problem in self.report.problems[self._told :]:
+        for problem in self.report.news():
             logger.warning("%s", problem)
-        self._told = len(self.report.problems)
 
     def recall(self, path: Path) -> None:
         """Go on with the report that an interrupted run has left at `path`, if it can be read."""
@@ -155,7 +153,7 @@ class DialogueBatches:
             self.report.recall(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, KeyError, TypeError, AttributeError):
             logger.warning("%s is no report of findings: it is written anew", path)
-        self._told = len(self.report.problems)
+        self.report.news()
 
     def write_report(self, path: Path) -> None:
         """Write counts and findings as JSON, whole."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -42,9 +43,15 @@ logger = logging.getLogger(__name__)
 
 @alone
 def run(config: DialogueCorrection, folder: Path) -> Path:
-    """Run all rounds, resuming whatever `folder` holds; the folder of the last checkpoint."""
+    """Run all rounds, resuming whatever `folder` holds; the folder of the last checkpoint.
+
+    Raises:
+        TrainConfigError: the source of the drafts has too few rows; and see `run_round`.
+    """
     if config.threads:
         torch.set_num_threads(config.threads)
+    with processes().main_process_first():
+        _require_rows(config)
     checkpoint = config.start_from
     for number in range(config.rounds):
         own = config.model_copy(update={"start_from": str(checkpoint)})
@@ -65,7 +72,6 @@ def run_round(config: DialogueCorrection, folder: Path, number: int) -> Path:
     report = Report()
     with group.main_process_first(), claim(folder, config, free):
         others = open_all(config.data, report)
-        open_source(config.drafts.source, Report())
         resolve(config.start_from)
     # What is trained on must not change any more, such as by answers that come late.
     if group.is_main_process and not (folder / "captions").exists():
@@ -74,7 +80,9 @@ def run_round(config: DialogueCorrection, folder: Path, number: int) -> Path:
     group.wait_for_everyone()
     rows = RowFile(folder / "corrected.jsonl", report)
     if not len(rows):
-        raise TrainConfigError(f"{folder / 'corrected.jsonl'} holds no corrected draft")
+        counts = json.loads((folder / "counts.json").read_text(encoding="utf-8"))["filter"]
+        outcomes = ", ".join(f"{count} {name}" for name, count in counts.items()) or "no drafts"
+        raise TrainConfigError(f"{rows.path} holds no corrected draft: {outcomes}")
     share = config.correction_share
     whole = sum(source.weight for source in others)
     sources = [
@@ -90,26 +98,31 @@ def run_round(config: DialogueCorrection, folder: Path, number: int) -> Path:
 def collect(config: DialogueCorrection, folder: Path, number: int) -> None:
     """Draft, correct and filter the rows of a round.
 
-    Writes `drafts.jsonl`, `verdicts.jsonl`, `corrected.jsonl` and, with counts, `counts.json`.
+    Writes `drafts.jsonl`, `verdicts.jsonl`, `corrected.jsonl` and, with counts, `counts.json`; what
+    is wrong with rows and pictures goes to `problems.json`, before the expert is asked.
 
     Raises:
         TrainConfigError: the source has no rows left for this round.
-        ExpertError: the expert cannot be used.
+        ExpertError: the expert cannot be used, which is known before anything is drafted where it
+            can be, or left too much unanswered.
     """
     shape = config.drafts
     report = Report()
     source = open_source(shape.source, report)
+    _tell(report, folder)
     first = number * shape.samples
     subjects = row_subjects(source.rows)[first : first + shape.samples]
     if not subjects:
         raise TrainConfigError(f"{shape.source.name} has no rows with pictures from {first} on")
-    tokenizer = _draft(config, folder, subjects, source, report)
-    drafts = read_drafts(folder / "drafts.jsonl")
 
     def picture_of(draft: Draft) -> Image.Image:
         return source.images.open(draft.image or "")
 
+    tokenizer = Tokenizer.from_file(str(resolve(config.start_from) / "tokenizer.json"))
     expert = chat_expert(config.expert, tokenizer, picture_of, folder / "answers")
+    _draft(config, folder, subjects, source, report)
+    _tell(report, folder)
+    drafts = read_drafts(folder / "drafts.jsonl")
     verdicts = folder / "verdicts.jsonl"
     counts = {
         "correct": dict(correct(drafts, expert, verdicts, progress=True)),
@@ -121,14 +134,43 @@ def collect(config: DialogueCorrection, folder: Path, number: int) -> None:
     write_json(folder / "counts.json", counts)
 
 
+def _require_rows(config: DialogueCorrection) -> None:
+    """Count the rows for all rounds before the first has trained.
+
+    Raises:
+        TrainConfigError: the source cannot be used, or the last round would have nothing to draft.
+    """
+    shape = config.drafts
+    rows = len(row_subjects(open_source(shape.source, Report()).rows))
+    before = (config.rounds - 1) * shape.samples
+    if rows <= before:
+        raise TrainConfigError(
+            f"{shape.source.name} has {rows} rows with pictures, which leaves round "
+            f"{config.rounds - 1} without any: rounds {config.rounds}, drafts.samples "
+            f"{shape.samples}"
+        )
+    if rows < before + shape.samples and processes().is_main_process:
+        logger.warning(
+            "%s has %d rows with pictures: the last round drafts %d instead of drafts.samples %d",
+            shape.source.name, rows, rows - before, shape.samples,
+        )  # fmt: skip
+
+
+def _tell(report: Report, folder: Path) -> None:
+    """Log the findings that are new, and keep all in the round's folder."""
+    for problem in report.news():
+        logger.warning("%s", problem)
+    write_json(folder / "problems.json", report.to_json())
+
+
 def _draft(
     config: DialogueCorrection,
     folder: Path,
     subjects: Sequence[Subject],
     source: Source,
     report: Report,
-) -> Tokenizer:
-    """Write the drafts that are missing; returns the tokenizer. The model is let go of again."""
+) -> None:
+    """Write the drafts that are missing. The model is let go of again."""
     shape = config.drafts
     device = processes().device
     captioner = Captioner.load(
@@ -155,4 +197,3 @@ def _draft(
         folder / "drafts.jsonl",
         progress=True,
     )
-    return Tokenizer.from_file(str(resolve(config.start_from) / "tokenizer.json"))

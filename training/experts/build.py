@@ -133,7 +133,8 @@ def chat_expert(
     try:
         client = openai.OpenAI(base_url=shape.base_url)
     except openai.OpenAIError as error:
-        raise ExpertError(" ".join(str(error).split())) from None
+        reason = " ".join(str(error).split())
+        raise ExpertError(f"expert.model {shape.model} cannot be asked: {reason}") from None
     settings = ChatSettings(
         model=shape.model,
         concurrency=shape.concurrency,
