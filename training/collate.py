@@ -13,7 +13,7 @@ from torch import Tensor
 
 from training.losses import IGNORE
 from training.report import BadRow
-from training.sample import IMAGE_ID
+from training.sample import IMAGE_ID, NO_TOKEN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,6 +43,8 @@ class Batch:
     """Rows before each sample's first answer."""
     image_rows: tuple[int, ...]
     """Rows of each sample's picture that are in the batch."""
+    others_BL: Tensor | None = None
+    """Tokens of weaker drafts, negative where there are none; None where no sample has a draft."""
 
 
 def collate(
@@ -89,6 +91,7 @@ def collate(
         allowed_BL=ids_BL != NOTHING_ID,
         prompt_lengths=_prompt_lengths(samples, image_rows),
         image_rows=_counts(ids_BL),
+        others_BL=_others(samples, image_rows, length),
     )
 
 
@@ -151,6 +154,16 @@ def _official(
         prompt_lengths=_prompt_lengths(samples, image_rows),
         image_rows=_counts(ids_BL),
     )
+
+
+def _others(samples: Sequence[Sample], image_rows: Sequence[int], length: int) -> Tensor | None:
+    if not any(sample.others for sample in samples):
+        return None
+    expanded = [
+        _expand(sample.ids, sample.others or [NO_TOKEN] * len(sample.ids), rows, NO_TOKEN)[:length]
+        for sample, rows in zip(samples, image_rows, strict=True)
+    ]
+    return torch.tensor([_pad(others, length, NO_TOKEN) for others in expanded])
 
 
 def _expand(ids: Sequence[int], values: Sequence[T], image_rows: int, fill: T) -> list[T]:

@@ -16,7 +16,7 @@ from training.losses import IGNORE
 from training.pairs import Correction, Occurrences, correct, locate
 from training.report import BadRow
 from training.rows import IMAGE_TAG
-from training.sample import IMAGE_ID, Rows, Sample, Specials
+from training.sample import IMAGE_ID, NO_TOKEN, Rows, Sample, Specials
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,6 +55,7 @@ class Renderer:
         answers = [turn.text.rstrip() for turn in turns if turn.role == "assistant"]
         segments, problems = locate(answers, row.pairs, row.where, self.occurrences)
         rows = Rows()
+        beside: list[int] = []
         rows.add_prompt([self.specials.bos, *self._header("system"), *self._body(SYSTEM)])
         starts: list[int] = []
         for turn in turns:
@@ -69,6 +70,9 @@ class Renderer:
             else:
                 correction, left_out = correct(answers[len(starts)], own, self.tokenizer, row.where)
                 problems += left_out
+            if row.draft and not starts:
+                drafted = self._encode(row.draft)[: len(correction.ids)]
+                beside = [NO_TOKEN] * len(rows.ids) + drafted
             starts.append(len(rows.ids))
             rows.add(correction.ids, correction.labels, correction.revise)
             rows.add([self.specials.end_turn], [self.specials.end_turn])
@@ -83,7 +87,7 @@ class Renderer:
             rows.cut(end)
             if row.pairs and not any(rows.revise):
                 raise BadRow("truncated", row.where, "the corrections lie past the canvas")
-        return rows.sample(row.where, starts[0], problems)
+        return rows.sample(row.where, starts[0], problems, beside)
 
     def _as_sampled(self, tokens: AnswerTokens, where: str) -> Correction:
         vocabulary = self.tokenizer.get_vocab_size()
@@ -133,7 +137,8 @@ class Renderer:
         for turn in turns:
             if turn.role == "assistant" and not turn.text.strip():
                 raise BadRow("malformed", row.where, "an empty answer")
-            for token in self._encode(turn.text):
+        for text in (*(turn.text for turn in turns), row.draft):
+            for token in self._encode(text):
                 if token in self.specials.all:
                     name = self.tokenizer.id_to_token(token)
                     raise BadRow("malformed", row.where, f"the text holds the special token {name}")

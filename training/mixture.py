@@ -38,6 +38,8 @@ class Source:
     rows: RowSource
     images: ImageStore
     weight: float = 1.0
+    drafted: bool = False
+    """Whether any row has a weaker model's draft."""
 
 
 @dataclass(frozen=True, slots=True)

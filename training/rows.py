@@ -64,6 +64,8 @@ class Row:
     pairs: tuple[Pair, ...] = ()
     tokens: AnswerTokens | None = None
     """Of the only answer, if it is a corrected draft."""
+    draft: str = ""
+    """A weaker model's answer to the first question, for tokens to be replaced by its."""
 
     @property
     def size(self) -> int:
@@ -72,12 +74,13 @@ class Row:
 
 
 def parse_row(value: object, where: str) -> Row:
-    """A row from parsed JSON: `conversations`, and optionally `image` and `revise`.
+    """A row from parsed JSON: `conversations`, and optionally `image`, `revise` and `draft`.
 
     Other keys are ignored. `conversations` holds `{"from": "human" | "gpt", "value": text}`
     (`user` and `assistant` are understood too); `image` is a name or a list of one name;
-    `revise` holds `{"org", "target"}`, optionally with `start`. A corrected draft, with one answer,
-    has `ids`, `labels` and `flags` besides.
+    `revise` holds `{"org", "target"}`, optionally with `start`; `draft` is what a weaker model
+    answers to the first question. A corrected draft, with one answer, has `ids`, `labels` and
+    `flags` besides.
 
     Raises:
         BadRow: malformed, with what was wrong and where.
@@ -89,7 +92,7 @@ def parse_row(value: object, where: str) -> Row:
         raise BadRow("malformed", where, "conversations holds no answer")
     pairs = tuple(_pair(item, where) for item in _list(value, "revise", where))
     tokens = _tokens(value, turns, where) if value.keys() >= {"ids", "labels", "flags"} else None
-    return Row(where, turns, _image(value, where), pairs, tokens)
+    return Row(where, turns, _image(value, where), pairs, tokens, _draft(value, where))
 
 
 def _list(value: Mapping[str, Any], key: str, where: str) -> list[Any]:
@@ -133,6 +136,15 @@ def _tokens(value: Mapping[str, Any], turns: Sequence[Turn], where: str) -> Answ
     if max(flags) >= len(ids):
         raise BadRow("malformed", where, f"flag {max(flags)} lies past {len(ids)} tokens")
     return AnswerTokens(tuple(ids), tuple(labels), tuple(flags))
+
+
+def _draft(value: Mapping[str, Any], where: str) -> str:
+    draft = value.get("draft")
+    if draft is None:
+        return ""
+    if not isinstance(draft, str):
+        raise BadRow("malformed", where, f"draft must be text, got {_short(draft)}")
+    return _text(draft, where).rstrip()
 
 
 def _text(text: str, where: str) -> str:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 IMAGE_ID = -200
 """Stands for a picture in ids."""
 
+NO_TOKEN = -1
+"""Where a draft has no token beside an id."""
+
 
 @dataclass(frozen=True, slots=True)
 class Specials:
@@ -61,7 +64,7 @@ class Specials:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A conversation ready to be collated; the three sequences are equally long."""
+    """A conversation ready to be collated; ids, labels and flags are equally long."""
 
     where: str
     ids: tuple[int, ...]
@@ -74,6 +77,9 @@ class Sample:
     """Ids before the first answer, the picture counted as one."""
     problems: tuple[Problem, ...] = ()
     """Pairs that were left out."""
+    others: tuple[int, ...] = ()
+    """Beside each id that of a weaker model's draft, negative where there is none; empty without a
+    draft."""
 
     @property
     def is_pair(self) -> bool:
@@ -104,8 +110,15 @@ class Rows:
         """Drop everything from row `end` on."""
         del self.ids[end:], self.labels[end:], self.revise[end:]
 
-    def sample(self, where: str, prompt_length: int, problems: Sequence[Problem] = ()) -> Sample:
-        """The finished sample."""
+    def sample(
+        self,
+        where: str,
+        prompt_length: int,
+        problems: Sequence[Problem] = (),
+        beside: Sequence[int] = (),
+    ) -> Sample:
+        """The finished sample; `beside` holds a draft's tokens, as far as they go."""
+        others = [*beside, *[NO_TOKEN] * (len(self.ids) - len(beside))] if beside else []
         return Sample(
             where,
             tuple(self.ids),
@@ -113,4 +126,5 @@ class Rows:
             tuple(self.revise),
             prompt_length,
             tuple(problems),
+            tuple(others[: len(self.ids)]),
         )

@@ -44,7 +44,7 @@ class RowSource(Protocol):
 
 
 class RowFile:
-    """The well-formed rows of a `.json` or `.jsonl` file."""
+    """The well-formed rows of a `.json` or `.jsonl` file; `drafted` if any has a draft."""
 
     def __init__(self, path: Path, report: Report) -> None:
         """Read the file through; malformed rows go to `report` with their line.
@@ -57,6 +57,7 @@ class RowFile:
         self._lengths = array("q")
         self._lines = array("q")
         self._sizes = array("q")
+        self.drafted = False
         for offset, length, line, text in _spans(path, "conversations", report):
             try:
                 row = parse_row(_load(text, f"{path}:{line}"), f"{path}:{line}")
@@ -67,6 +68,7 @@ class RowFile:
             self._lengths.append(length)
             self._lines.append(line)
             self._sizes.append(_size(row))
+            self.drafted |= bool(row.draft)
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -93,6 +95,7 @@ class RowShards:
         self._members: list[Member] = []
         self._images: list[str | None] = []
         self._sizes = array("q")
+        self.drafted = False
         alike = Counter(shard.name for shard in shards)
         for group in _groups(members(shards, report)):
             texts = [member for member in group if member.name.lower().endswith(".json")]
@@ -113,6 +116,7 @@ class RowShards:
                 self._members.append(member)
                 self._images.append(image)
                 self._sizes.append(_size(row))
+                self.drafted |= bool(row.draft)
 
     def __len__(self) -> int:
         return len(self._members)

@@ -253,6 +253,46 @@ def test_the_canvas_is_filled_and_cut() -> None:
     assert raised.value.problem.kind == "truncated"
 
 
+def with_draft(draft: Any) -> Row:
+    turns = [
+        {"from": "human", "value": "<image>\nWhat is it?"},
+        {"from": "gpt", "value": CAPTION},
+        {"from": "human", "value": "And?"},
+        {"from": "gpt", "value": "No more."},
+    ]
+    return parse_row({"conversations": turns, "image": "cat.jpg", "draft": draft}, "rows.jsonl:7")
+
+
+@pytest.mark.parametrize("draft", ["A child plays.", f"{CAPTION} {CAPTION}", "", None])
+def test_a_draft_lies_beside_the_first_answer(draft: str | None) -> None:
+    sample = RENDERER(with_draft(draft))
+    said = encode(draft or "")[: len(encode(CAPTION))]
+    start = sample.prompt_length
+    if not draft:
+        assert sample.others == ()
+        assert collate([sample], [5], pad_id=0).others_BL is None
+        return
+    assert len(sample.others) == len(sample.ids)
+    assert list(sample.others[start : start + len(said)]) == said
+    assert set(sample.others[:start]) | set(sample.others[start + len(said) :]) == {-1}
+    plain = RENDERER(row_of("A dog.", question="What?"))
+    batch = collate([plain, sample], [1, 5], pad_id=0, max_length=start + 4 + len(said) - 2)
+    assert batch.others_BL is not None
+    assert batch.others_BL.shape == batch.ids_BL.shape
+    first = batch.prompt_lengths[1]
+    assert batch.others_BL[1, first:].tolist() == said[:-2]
+    assert set(batch.others_BL[0].tolist()) == {-1}
+
+
+def test_a_draft_may_be_no_number_and_hold_no_special_token() -> None:
+    with pytest.raises(BadRow, match="draft must be text, got 3"):
+        with_draft(3)
+    with pytest.raises(BadRow, match="eot_id"):
+        RENDERER(with_draft("A dog.<|eot_id|>"))
+    official = Renderer(TOKENIZER, RENDERER.specials, compat="official")
+    assert official(with_draft("A dog.")) == official(with_draft(None))
+
+
 def test_a_tokenizer_without_the_special_tokens_is_refused() -> None:
     from tokenizers.models import BPE
 

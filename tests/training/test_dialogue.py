@@ -259,6 +259,54 @@ def test_other_losses_train(
     assert lines(tmp_path)[-1]["loss"] > 0
 
 
+def write_drafted(rows: Path, folder: Path) -> Path:
+    """Three of four rows have a weaker model's caption, which is wrong, beside the answer."""
+    found = [json.loads(line) for line in rows.read_text().splitlines()]
+    for number, row in enumerate(found):
+        row["image"] = str(rows.parent / row["image"])
+        row.pop("revise", None)
+        if number % 4:
+            row["draft"] = "A grey circle."
+    path = folder / "drafted.jsonl"
+    path.write_text("\n".join(map(json.dumps, found)))
+    return path
+
+
+def test_replaced_tokens_are_those_of_a_weaker_draft(
+    base: Path, rows: Path, tmp_path: Path
+) -> None:
+    path = write_drafted(rows, tmp_path)
+    source = {"name": "squares", "rows": str(path), "images": str(rows.parent)}
+    data = {"kind": "conversations", "sources": [source], "group_lengths": False}
+    loss = {"confusion": 0.5, "stutter": 0.5, "replace_rate": 1.0}
+    changes = {"data": data, "micro_batch": 4, "loss": loss}
+    objective, batches = objective_of(base, path, tmp_path, **changes)
+    beside = seen = 0
+    for step in range(6):
+        batch = batches(step, 0)
+        ids_BL, others_BL = batch.rows.ids_BL, batch.rows.others_BL
+        assert others_BL is not None
+        draws = objective.chance.draws(ids_BL, batch.keys_B, others_BL)
+        again = objective.chance.draws(ids_BL, batch.keys_B)
+        drafted_BL = others_BL >= 0
+        assert torch.equal(draws.ids_BL[~drafted_BL], again.ids_BL[~drafted_BL])
+        before_BL = torch.roll(ids_BL, 1, dims=1)
+        is_other_BL = draws.ids_BL == others_BL
+        assert bool((is_other_BL | (draws.ids_BL == before_BL))[drafted_BL].all())
+        beside += int((is_other_BL & drafted_BL).sum())
+        seen += int(drafted_BL.sum())
+    assert 0.3 < beside / seen < 0.7
+    moved = batch.to(torch.device("cpu")).rows
+    assert moved.others_BL is not None
+    stage1.run(configuration(base, path, **changes, steps=2), tmp_path / "run")
+    assert lines(tmp_path / "run")[-1]["loss"] > 0
+
+
+def test_confusion_without_a_draft_is_refused(base: Path, rows: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainConfigError, match=r"loss\.confusion 0\.2: no row of data\.sources"):
+        stage1.run(configuration(base, rows, loss={"confusion": 0.2}), tmp_path)
+
+
 def test_the_canvas_is_filled_as_it_is_served(base: Path, rows: Path, tmp_path: Path) -> None:
     source = {"name": "squares", "rows": str(rows)}
     data = {"kind": "conversations", "sources": [source], "fill_canvas": True}
@@ -307,6 +355,10 @@ def test_random_ids_are_no_special_tokens(base: Path) -> None:
         ({"train": ["vision", "vision"]}, "names a part twice"),
         ({"epochs": 2.0}, "steps 6 and epochs 2.0: one of them"),
         ({"loss": {"weights": [0, 0, 0, 0]}}, "leave nothing to train"),
+        ({"loss": {"stutter": 0.6, "confusion": 0.5}}, "stutter 0.6 and confusion 0.5 exceed 1"),
+        ({"loss": {"confusion": 0.5, "compat": "official"}}, "confusion 0.5 is not part"),
+        ({"loss": {"confusion": 0.5, "refine": False}}, "confusion 0.5 needs tokens"),
+        ({"loss": {"confusion": 0.5, "replace_rate": 0}}, "replace_rate 0.0"),
         ({"data": {"kind": "conversations", "fill_canvas": True}, "loss": {"compat": "official"}},
          "fill_canvas is not part"),
         ({"data": {"kind": "conversations", "sources": [{"name": "a", "rows": "x"}] * 2}},

@@ -60,11 +60,25 @@ class LossShape(Strict):
     """Of masked, replaced, clean and corrected tokens."""
     stutter: float = Field(0.0, ge=0, le=1)
     """Share of the replaced tokens that repeat the token before; the others are any token."""
+    confusion: float = Field(0.0, ge=0, le=1)
+    """Share of them that become a weaker model's, at the same place in the row's `draft`; where
+    that has no token, they become any token."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if not any(self.weights):
             raise ValueError(f"weights {list(self.weights)} leave nothing to train")
+        if self.stutter + self.confusion > 1:
+            raise ValueError(
+                f"stutter {self.stutter} and confusion {self.confusion} exceed 1 together"
+            )
+        if self.confusion and self.compat == "official":
+            raise ValueError(f"confusion {self.confusion} is not part of compat official")
+        if self.confusion and not (self.refine and self.replace_rate):
+            raise ValueError(
+                f"confusion {self.confusion} needs tokens to be replaced, got refine "
+                f"{self.refine} and replace_rate {self.replace_rate}"
+            )
         return self
 
 

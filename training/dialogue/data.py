@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from training.dialogue.config import DialogueData, SourceShape
     from training.images import ImageStore
     from training.sample import Sample
-    from training.sources import RowSource
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +65,7 @@ class DialogueBatch:
                 labels_BL=rows.labels_BL.to(device),
                 revise_BL=rows.revise_BL.to(device),
                 allowed_BL=None if rows.allowed_BL is None else rows.allowed_BL.to(device),
+                others_BL=None if rows.others_BL is None else rows.others_BL.to(device),
             ),
             keys_B=self.keys_B.to(device),
             tiles=tuple(None if tiles is None else tiles.to(device) for tiles in self.tiles),
@@ -169,7 +169,7 @@ def open_source(shape: SourceShape, report: Report) -> Source:
     rows = _rows(shape, report)
     if not len(rows):
         raise TrainConfigError(f"{shape.name}: {shape.rows} has no usable row: {report.summary()}")
-    return Source(shape.name, rows, open_images(shape, report), shape.weight)
+    return Source(shape.name, rows, open_images(shape, report), shape.weight, rows.drafted)
 
 
 def open_images(shape: SourceShape, report: Report) -> ImageStore:
@@ -186,14 +186,21 @@ def open_images(shape: SourceShape, report: Report) -> ImageStore:
     return ImageShards(by_name(members(_shards(where, shape.name), report)))
 
 
-def open_all(data: DialogueData, report: Report) -> list[Source]:
-    """Every source of the mixture, once it is known that held-out rows can be read as well."""
+def open_all(data: DialogueData, report: Report, confusion: float = 0.0) -> list[Source]:
+    """Every source of the mixture, once it is known that held-out rows can be read as well.
+
+    Raises:
+        TrainConfigError: see `open_source`; or `loss.confusion` is given, and no row has a draft.
+    """
     if data.validation is not None:
         open_source(data.validation, Report())
-    return [open_source(shape, report) for shape in data.sources]
+    sources = [open_source(shape, report) for shape in data.sources]
+    if confusion and not any(source.drafted for source in sources):
+        raise TrainConfigError(f"loss.confusion {confusion}: no row of data.sources has a draft")
+    return sources
 
 
-def _rows(shape: SourceShape, report: Report) -> RowSource:
+def _rows(shape: SourceShape, report: Report) -> RowFile | RowShards:
     if shape.rows.endswith(".tar"):
         return RowShards(_shards(shape.rows, shape.name), report)
     try:

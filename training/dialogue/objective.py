@@ -20,6 +20,7 @@ from training.collate import embed
 from training.corruption import Mix, replacements
 from training.draws import Draws, draw
 from training.losses import PARTS, loss, noise
+from training.sample import NO_TOKEN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,14 +68,21 @@ class Chance:
     """Half-open range of the ids that replace tokens."""
     stutter: float = 0.0
     """Share of the replacements that repeat the token before."""
+    confusion: float = 0.0
+    """Share of them that are a weaker draft's."""
 
-    def draws(self, ids_BL: Tensor, keys_B: Tensor) -> Draws:
-        """All draws of a batch; they depend on the samples' keys only."""
+    def draws(self, ids_BL: Tensor, keys_B: Tensor, others_BL: Tensor | None = None) -> Draws:
+        """All draws of a batch; they depend on the samples' keys only.
+
+        `others_BL` holds the tokens of weaker drafts, negative where there are none.
+        """
         drawn = draw(keys_B, ids_BL.shape[1], self.seed, self.random_ids)
-        if not self.stutter:
+        if not (self.stutter or self.confusion):
             return drawn
-        mix = Mix(random=1 - self.stutter, previous=self.stutter)
-        others_BL = torch.full_like(ids_BL, -1)
+        rest = max(0.0, 1 - self.stutter - self.confusion)
+        mix = Mix(random=rest, other=self.confusion, previous=self.stutter)
+        if others_BL is None:
+            others_BL = torch.full_like(ids_BL, NO_TOKEN)
         ids_BL = replacements(ids_BL, others_BL, keys_B, self.seed, mix, self.random_ids)
         return Draws(drawn.rate_B, drawn.mask_BL, drawn.replace_BL, ids_BL)
 
@@ -98,7 +106,7 @@ class DialogueObjective(nn.Module):
     def forward(self, batch: DialogueBatch) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
         """The sum of the samples' losses, and (nats, tokens) of each part."""
         rows = batch.rows
-        draws = self.chance.draws(rows.ids_BL, batch.keys_B)
+        draws = self.chance.draws(rows.ids_BL, batch.keys_B, rows.others_BL)
         noised = noise(rows.ids_BL, rows.labels_BL, rows.revise_BL, draws, self.objective)
         result = loss(self.logits(batch, noised), noised)
         parts = {

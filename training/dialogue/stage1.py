@@ -68,7 +68,7 @@ def run(config: DialogueTraining, folder: Path) -> Path:
     if not config.data.sources:
         raise TrainConfigError("data.sources is empty")
     with processes().main_process_first(), claim(folder, config, FREE):
-        sources = open_all(config.data, report)
+        sources = open_all(config.data, report, config.loss.confusion)
         dialogue = prepare(config, folder)
         objective = objective_of(dialogue)
     return finish(dialogue, objective, sources, report)
@@ -174,7 +174,7 @@ def objective_of(dialogue: DialogueRun) -> DialogueObjective:
         refine=shape.refine,
         compat=shape.compat,
     )
-    chance = Chance(config.seed, ids, shape.stutter)
+    chance = Chance(config.seed, ids, shape.stutter, shape.confusion)
     return DialogueObjective(model, objective, chance, checkpointing=config.checkpointing)
 
 

@@ -71,7 +71,7 @@ def run_round(config: DialogueCorrection, folder: Path, number: int) -> Path:
     free = (*FREE, "rounds", *free_expert(folder))
     report = Report()
     with group.main_process_first(), claim(folder, config, free):
-        others = open_all(config.data, report)
+        others = open_all(config.data, report, config.loss.confusion)
         resolve(config.start_from)
     # What is trained on must not change any more, such as by answers that come late.
     if group.is_main_process and not (folder / "captions").exists():
