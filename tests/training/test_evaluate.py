@@ -1,17 +1,26 @@
 """The evaluation on scenes, with the checkpoint that ships."""
 
 import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rediff_model.model import Captioner
-from training.evaluate import evaluate_split, table, write_captions
+from training.evaluate import Row, evaluate_split, table, write_captions
 from training.scenes.atlas import Atlas
 from training.scenes.export import scene_from_annotation
-from training.scenes.score import METRICS, score
+from training.scenes.grammar import compose
+from training.scenes.sample import sample_scene
+from training.scenes.score import METRICS, score, summarise
 
-EMBEDDED = Path(__file__).parents[2] / "rediff_model" / "checkpoints" / "embedded"
+ROOT = Path(__file__).parents[2]
+EMBEDDED = ROOT / "rediff_model" / "checkpoints" / "embedded"
 ATLAS = Atlas.load()
 
 
@@ -40,6 +49,29 @@ def test_the_shipped_checkpoint_sees_the_picture(captioner: Captioner, tmp_path:
     ]
     assert sum(again) / 6 == pytest.approx(rows[1].metrics["coverage"]["mean"])
     assert len(table(rows).splitlines()) == 3
+
+
+def test_the_documented_lines_score_captions_again(tmp_path: Path) -> None:
+    scenes = [sample_scene(number, ATLAS, split="test") for number in range(8)]
+    rows = []
+    for tokens, spoilt in ((4, "red"), (8, "large")):
+        texts = [compose(scene, np.random.default_rng(tokens)).text for scene in scenes]
+        captions = tuple(text.replace(spoilt, "blue") for text in texts)
+        scores = [
+            score(scene, text, ATLAS.names) for scene, text in zip(scenes, captions, strict=True)
+        ]
+        metrics = asdict(summarise(scores))
+        rows.append(Row(tokens, True, 9.0, captions, {}, metrics))
+    write_captions(tmp_path / "captions.jsonl", rows, scenes, "test")
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    [code] = re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    means = [row.metrics["coverage"]["mean"] for row in rows]
+    assert done.stdout == f"4 True {means[0]}\n8 True {means[1]}\n"
+    assert 0 < min(means) <= max(means) < 1
 
 
 @pytest.mark.parametrize(
