@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
+from training import plain_yaml
 from training.defects import Defect
 
 if TYPE_CHECKING:
@@ -33,7 +41,10 @@ class Training(Strict):
     """What runs of every kind have in common."""
 
     seed: int = Field(0, ge=0)
-    precision: Literal["no", "bf16"] = "bf16"
+    precision: Annotated[
+        Literal["no", "bf16"], BeforeValidator(lambda given: "no" if given is False else given)
+    ] = "bf16"
+    """Of the products; an unquoted `no` is false to YAML, and is meant."""
     clip: float = Field(1.0, gt=0)
     """Largest norm of a step's gradient."""
     threads: int = Field(0, ge=0)
@@ -254,14 +265,16 @@ def read_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """A YAML mapping with `key.sub=value` overrides applied, unchecked.
 
     Raises:
-        TrainConfigError: the file is missing, not YAML, or holds no mapping.
+        TrainConfigError: the file is missing, not YAML, holds no mapping, or has a key twice.
     """
     try:
-        values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values: Any = plain_yaml.load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise TrainConfigError(f"no training configuration at {path}") from None
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise TrainConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    except plain_yaml.DoubledKeyError as error:
+        raise TrainConfigError(f"{path}: {error}") from None
     if not isinstance(values, dict):
         raise TrainConfigError(f"{path} must hold a mapping, got {type(values).__name__}")
     for override in overrides:
@@ -280,8 +293,10 @@ def _apply(values: dict[str, Any], override: str) -> None:
         if not isinstance(values, dict):
             raise TrainConfigError(f"{override!r}: {parent} is not a mapping")
     try:
-        values[last] = yaml.safe_load(text)
+        values[last] = plain_yaml.load(text)
     except yaml.YAMLError as error:
         raise TrainConfigError(
             f"{override!r} is not YAML: {' '.join(str(error).split())}"
         ) from None
+    except plain_yaml.DoubledKeyError as error:
+        raise TrainConfigError(f"{override!r}: {error}") from None

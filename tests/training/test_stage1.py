@@ -217,6 +217,11 @@ def test_features_that_are_not_whole_are_computed_anew(
         ("tower: x\nphases: [{steps: 5}]\nlearning: 3", "learning"),
         ("[1, 2]", "must hold a mapping"),
         ("tower: [", "is not YAML"),
+        ("seed: 1\ntower: x\nseed: 2", "the key seed is given twice, again in line 3"),
+        (
+            "tower: x\nphases: [{steps: 5, steps: 5}]",
+            "the key steps is given twice, again in line 2",
+        ),
     ],
 )
 def test_a_wrong_configuration_is_named(tmp_path: Path, text: str, fault: str) -> None:
@@ -247,3 +252,26 @@ def test_overrides_replace_single_values(tmp_path: Path) -> None:
         SceneTraining.read(path, ["data.scenes"])
     with pytest.raises(TrainConfigError, match=r"'data\.scenes=\[9' is not YAML"):
         SceneTraining.read(path, ["data.scenes=[9"])
+    with pytest.raises(TrainConfigError, match="the key scenes is given twice, again in line 1"):
+        SceneTraining.read(path, ["data={scenes: 1, scenes: 2}"])
+
+
+def test_precision_may_be_no_without_quotes(tmp_path: Path) -> None:
+    """For YAML an unquoted no is false."""
+    path = tmp_path / "train.yaml"
+    path.write_text("tower: x\nphases: [{steps: 5}]\nprecision: no")
+    assert SceneTraining.read(path).precision == "no"
+    assert SceneTraining.read(path, ["precision=bf16"]).precision == "bf16"
+    assert SceneTraining.read(path, ["precision=no"]).precision == "no"
+    for wrong in ("yes", "0", "fp16"):
+        with pytest.raises(TrainConfigError, match=r"precision: Input should be 'no' or 'bf16'"):
+            SceneTraining.read(path, [f"precision={wrong}"])
+
+
+def test_a_key_that_comes_with_a_merge_may_be_given_again(tmp_path: Path) -> None:
+    path = tmp_path / "train.yaml"
+    path.write_text("tower: x\nphases: [&first {steps: 5, cut: 0.2}, {<<: *first, steps: 7}]")
+    assert [(phase.steps, phase.cut) for phase in SceneTraining.read(path).phases] == [
+        (5, 0.2),
+        (7, 0.2),
+    ]
