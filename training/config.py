@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -15,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from rediff_model.checkpoint import SHIPPED
 from training import plain_yaml
 from training.defects import Defect
 
@@ -35,6 +37,20 @@ class Strict(BaseModel):
         """Whether a value is not its default; a dump sets all, so `model_fields_set` cannot say."""
         default = type(self).model_fields[name].get_default(call_default_factory=True)
         return bool(getattr(self, name) != default)
+
+
+def _by_name(path: Path) -> Path:
+    """A checkpoint of the package by its name, so that a run's note is the same wherever both lie.
+
+    Not where the name is that of another folder, which would be taken for it.
+    """
+    named = Path(path.name)
+    shipped = path.is_dir() and path.parent.resolve() == SHIPPED.resolve()
+    return named if shipped and not named.exists() else path
+
+
+Checkpoint = Annotated[Path, AfterValidator(_by_name)]
+"""What `rediff_model.checkpoint.resolve` finds: a folder, or a name such as embedded-384."""
 
 
 class Training(Strict):
@@ -178,13 +194,13 @@ class SceneTraining(Training):
 
     model: ModelShape = ModelShape()
     data: DataShape = DataShape()
-    tower: Path
-    """The frozen tower of a new model: a file of scripts/convert_efficientnet.py, or a checkpoint
-    folder. A model from `start_from` has its own."""
-    projector: Path | None = None
-    """A checkpoint folder whose projector a new model begins with; None is a new one."""
-    start_from: Path | None = None
-    """A checkpoint folder whose weights to begin with."""
+    tower: Checkpoint
+    """The frozen tower of a new model: a checkpoint's, or a file of
+    scripts/convert_efficientnet.py. A model from `start_from` has its own."""
+    projector: Checkpoint | None = None
+    """Whose projector a new model begins with; None is a new one."""
+    start_from: Checkpoint | None = None
+    """Whose weights to begin with."""
     pictures: int = Field(8, gt=0)
     """Pictures a step."""
     wordings: int = Field(2, gt=1)

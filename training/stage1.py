@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import nn
 
-from rediff_model.checkpoint import load_weights, read_config, save
+from rediff_model.checkpoint import CheckpointError, load_weights, read_config, resolve, save
 from rediff_model.config import LanguageConfig, ModelConfig, VisionConfig
 from rediff_model.efficientnet import FEATURE_CHANNELS, STRIDE
 from rediff_model.model import CaptionModel
@@ -128,9 +128,10 @@ def prepare(config: SceneTraining, folder: Path) -> SceneRun:
         _fill(cast("nn.Module", model.tower), config.tower, tower_weights)
         if config.projector is not None:
             projector = cast("nn.Module", model.model.mm_projector)
-            _fill(projector, config.projector, lambda path: part_of(path, PROJECTOR_PREFIX))
+            _fill(projector, config.projector, projector_weights)
     else:
-        model_config = read_config(config.start_from)
+        origin = _folder("start_from", config.start_from)
+        model_config = read_config(origin)
         if model_config.vision.tower != "efficientnet_lite0":
             raise TrainConfigError(
                 f"start_from {config.start_from} has the tower {model_config.vision.tower}; "
@@ -139,9 +140,9 @@ def prepare(config: SceneTraining, folder: Path) -> SceneRun:
         if config.prefix_attention is not None:
             language = replace(model_config.language, prefix_attention=config.prefix_attention)
             model_config = replace(model_config, language=language)
-        tokenizer = Tokenizer.from_file(str(config.start_from / "tokenizer.json"))
+        tokenizer = Tokenizer.from_file(str(origin / "tokenizer.json"))
         model = CaptionModel(model_config)
-        load_weights(model, config.start_from, "cpu", torch.float32)
+        load_weights(model, origin, "cpu", torch.float32)
         if config.sight is not None:
             vision = closer(model_config.vision, config.sight.image_size, atlas.names)
             model_config = replace(model_config, vision=vision)
@@ -184,9 +185,24 @@ def _fill(
         raise TrainConfigError(f"{path} holds no weights that fit: {reason:.200}") from None
 
 
+def _folder(key: str, path: Path) -> Path:
+    """The checkpoint that `key` of a configuration names; raises TrainConfigError for none."""
+    try:
+        return resolve(path)
+    except CheckpointError as error:
+        raise TrainConfigError(f"{key}: {error}") from None
+
+
 def tower_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The tower's tensors from a file of their own, or out of a checkpoint folder."""
-    return part_of(path, TOWER_PREFIX) if path.is_dir() else load_file(path)
+    """The tower's tensors from a file of their own, or out of a checkpoint."""
+    if path.is_file() or path.suffix == ".safetensors":
+        return load_file(path)
+    return part_of(_folder("tower", path), TOWER_PREFIX)
+
+
+def projector_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The projector's tensors out of a checkpoint."""
+    return part_of(_folder("projector", path), PROJECTOR_PREFIX)
 
 
 def part_of(checkpoint: Path, prefix: str) -> dict[str, torch.Tensor]:

@@ -196,10 +196,39 @@ def test_a_given_branch_is_not_trained_and_a_left_out_one_not_shown(tmp_path: Pa
     assert not (tmp_path / "new" / "branches").exists()
     assert not Path("rediff_model/checkpoints/embedded-384/rows.json").exists()
     missing = Given(checkpoint=tmp_path / "none", steps=7)
-    with pytest.raises(ValueError, match=r"branch there: there is no .*none"):
+    with pytest.raises(ValueError, match=r"branch there: no checkpoint folder at .*none"):
         tiny(experiment, tmp_path, given={"there": missing}, left_out=("out",))
     with pytest.raises(ValueError, match="every branch is left out"):
         tiny(experiment, tmp_path, left_out=("out", "there"))
+
+
+def test_the_name_of_a_branch_of_checkpoints_of_the_package_is_the_same_in_every_folder(
+    tmp_path: Path,
+) -> None:
+    from rediff_model.checkpoint import SHIPPED
+    from training.config import SceneTraining
+    from training.experiments.run import _fingerprint
+
+    values = {"tower": "embedded-384", "phases": [{"steps": 1}]}
+    names = set()
+    for place in ("embedded-384", SHIPPED / "embedded-384"):
+        config = SceneTraining.model_validate(values | {"start_from": place})
+        names.add(_fingerprint(config, tmp_path))
+    assert len(names) == 1
+
+
+def test_what_is_given_is_looked_for_before_a_branch_is_trained(tmp_path: Path) -> None:
+    experiment = Experiment(
+        "mini",
+        "When?",
+        (Branch("base", "plain", "mask"), Branch("late", "late", "stage1", 1.0, "base")),
+        ("base", "late"),
+        (32,),
+    )
+    missing = Given(checkpoint=tmp_path / "none", steps=7)
+    with pytest.raises(ValueError, match=r"branch late: no checkpoint folder at .*none"):
+        tiny(experiment, tmp_path / "out", given={"late": missing})
+    assert not (tmp_path / "out").exists()
 
 
 def test_kept_figures_are_of_the_way_a_checkpoint_wants_to_be_decoded(tmp_path: Path) -> None:

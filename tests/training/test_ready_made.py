@@ -43,6 +43,18 @@ def test_a_ready_made_file_is_valid(name: str) -> None:
         assert config.parts % 8 == 0
 
 
+def test_no_ready_made_file_depends_on_the_folder_it_is_used_in() -> None:
+    """But for what earlier commands of the same recipe wrote to runs/."""
+    places = set()
+    for path in FOLDER.glob("*.yaml"):
+        values = read_values(path)
+        for key in ("tower", "projector", "start_from"):
+            places.add(str(values.get(key, "runs/")))
+        places |= {given["checkpoint"] for given in values.get("given", {}).values()}
+    named = {place for place in places if not place.startswith("runs/")}
+    assert named == {"embedded-384", "GSAI-ML/LLaDA-V"}
+
+
 def test_accelerate_reads_the_launch_file() -> None:
     config = load_config_from_file(str(FOLDER / "accelerate-fsdp.yaml"))
     assert config.fsdp_config["fsdp_transformer_layer_cls_to_wrap"] == "Layer"

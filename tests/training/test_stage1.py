@@ -10,16 +10,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from rediff_model.checkpoint import SHIPPED
 from rediff_model.config import VisionConfig
 from rediff_model.efficientnet import FEATURE_CHANNELS, STRIDE, EfficientNetTower
 from rediff_model.model import Captioner
 from rediff_model.sampler import generate
 from rediff_model.settings import Preferences, SamplerSettings
+from training.claim import claim
 from training.config import SceneTraining, TrainConfigError
 from training.scenes.canvases import RELATION_SLOTS, Mix
 from training.scenes.features import load_or_build
 from training.scenes.objective import SceneBatch, slot_accuracy
 from training.stage1 import SceneRun, prepare, run
+from training.whole_file import write_json
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +108,63 @@ def test_a_new_model_may_begin_with_a_projector_that_knows_the_labels(
     assert projector
     assert all(torch.equal(taken[name], stored[name]) for name in projector)
     assert not all(torch.equal(own[name], stored[name]) for name in projector)
+
+
+SHAPE = {"hidden_size": 192, "intermediate_size": 512, "layers": 5, "heads": 6}
+
+
+def test_checkpoints_of_the_package_go_by_name_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    stored = load_file(SHIPPED / "embedded-384" / "model.safetensors")
+    named = Path("embedded-384")
+    new = tiny(named, projector=named, model=SHAPE)
+    values = {"tower": named, "start_from": named, "phases": [{"steps": 1}]}
+    further = SceneTraining.model_validate(values)
+    for config, parts in ((new, ("vision_tower", "mm_projector")), (further, ("model.",))):
+        state = prepare(config, tmp_path / "run").model.state_dict()
+        taken = [name for name in stored if any(part in name for part in parts)]
+        assert taken
+        assert all(torch.equal(state[name], stored[name].float()) for name in taken)
+
+
+def test_a_checkpoint_that_is_not_there_is_named_with_its_key(
+    tower_file: Path, tmp_path: Path
+) -> None:
+    values = {"tower": tmp_path / "tower", "phases": [{"steps": 1}]}
+    for changes, key in (
+        ({}, "tower"),
+        ({"start_from": tmp_path / "start_from"}, "start_from"),
+        ({"tower": tower_file, "projector": tmp_path / "projector"}, "projector"),
+    ):
+        config = SceneTraining.model_validate(values | changes)
+        with pytest.raises(TrainConfigError, match=rf"^{key}: no checkpoint folder at .*/{key},"):
+            prepare(config, tmp_path)
+    config = SceneTraining.model_validate(values | {"tower": "data/none.safetensors"})
+    with pytest.raises(TrainConfigError, match=r"data/none\.safetensors holds no weights"):
+        prepare(config, tmp_path)
+
+
+def test_a_run_that_noted_the_folder_of_a_shipped_checkpoint_goes_on_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {"tower": "embedded-384", "start_from": "runs/one", "phases": [{"steps": 1}]}
+    named = SceneTraining.model_validate(values)
+    monkeypatch.chdir(SHIPPED.parents[1])
+    for way in (SHIPPED, Path("rediff_model") / "checkpoints"):
+        config = SceneTraining.model_validate(values | {"tower": way / "embedded-384"})
+        assert config == named
+    noted = named.model_dump(mode="json")
+    write_json(tmp_path / "config.json", noted | {"tower": "rediff_model/checkpoints/embedded-384"})
+    with claim(tmp_path, named, ()):
+        pass
+    assert json.loads((tmp_path / "config.json").read_text()) == noted
+    (tmp_path / "embedded-384").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert SceneTraining.model_validate(values).tower == Path("embedded-384")
+    other = SceneTraining.model_validate(values | {"tower": SHIPPED / "embedded-384"})
+    assert other.tower == SHIPPED / "embedded-384", "the name is another folder's here"
 
 
 def test_training_logits_are_those_of_the_sampler(scene_run: SceneRun, tmp_path: Path) -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from training.config import ModelShape, Optimiser, Phase, Strict, Training
+from training.config import Checkpoint, ModelShape, Optimiser, Phase, Strict, Training
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
+    from pathlib import Path
 
 Recipe = Literal["mask", "stage1", "stage2"]
 
@@ -84,7 +84,7 @@ class Experiment:
 class Given(Strict):
     """A branch that was trained elsewhere."""
 
-    checkpoint: Path
+    checkpoint: Checkpoint
     steps: int = Field(ge=0)
     """Optimiser steps since its new model."""
 
@@ -93,10 +93,10 @@ class Size(Training):
     """How large an experiment is: the model, the data, the length of a unit, the recipes."""
 
     label: str
-    tower: Path
-    """The frozen tower: a file of scripts/convert_efficientnet.py, or a checkpoint folder."""
-    projector: Path | None = None
-    """A checkpoint folder whose projector new models begin with, instead of an alignment."""
+    tower: Checkpoint
+    """The frozen tower: a checkpoint's, or a file of scripts/convert_efficientnet.py."""
+    projector: Checkpoint | None = None
+    """Whose projector new models begin with, instead of an alignment."""
     model: ModelShape = ModelShape()
     scenes: int = Field(10000, gt=0)
     validation_scenes: int = Field(192, gt=0)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from rediff_model.checkpoint import CheckpointError, resolve
 from rediff_model.model import Captioner
 from rediff_model.settings import SamplerSettings
 from training import stage1, stage2
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from training.experiments.plan import Branch, Experiment, Size
+    from training.experiments.plan import Branch, Experiment, Given, Size
     from training.scenes.graph import Scene
 
 logger = logging.getLogger(__name__)
@@ -63,20 +64,18 @@ def run(experiment: Experiment, size: Size, folder: Path) -> dict[str, Any]:
     if size.threads:
         torch.set_num_threads(size.threads)
     experiment = experiment.without(size.left_out)
-    outcomes: dict[str, Outcome] = {}
-    for branch in experiment.needed(size.given):
-        # A value that no branch can be trained with is to be named before the first is.
-        if branch.name not in size.given:
-            _configuration(branch, Path(branch.after) if branch.after else None, 0, size)
-    for branch in experiment.needed(size.given):
-        before = outcomes.get(branch.after) if branch.after else None
-        given = size.given.get(branch.name)
-        if given is None:
-            outcomes[branch.name] = train_branch(branch, before, size, folder)
-        elif given.checkpoint.is_dir():
-            outcomes[branch.name] = Outcome(branch, given.checkpoint, given.steps, 0.0)
+    branches = tuple(experiment.needed(size.given))
+    given = {}
+    for branch in branches:
+        # What no branch can be trained with is to be named before the first is.
+        if branch.name in size.given:
+            given[branch.name] = _given(branch, size.given[branch.name])
         else:
-            raise ValueError(f"branch {branch.name}: there is no {given.checkpoint}")
+            _configuration(branch, Path(branch.after) if branch.after else None, 0, size)
+    outcomes: dict[str, Outcome] = {}
+    for branch in branches:
+        before = outcomes.get(branch.after) if branch.after else None
+        outcomes[branch.name] = given.get(branch.name) or train_branch(branch, before, size, folder)
     atlas = Atlas.load()
     scenes = [
         [
@@ -111,6 +110,14 @@ def run(experiment: Experiment, size: Size, folder: Path) -> dict[str, Any]:
     }
     write_json(folder / f"{experiment.name}.json", figures)
     return figures
+
+
+def _given(branch: Branch, given: Given) -> Outcome:
+    """Raises ValueError, which names the branch, if its checkpoint is not there."""
+    try:
+        return Outcome(branch, resolve(given.checkpoint), given.steps, 0.0)
+    except CheckpointError as error:
+        raise ValueError(f"branch {branch.name}: {error}") from None
 
 
 def train_branch(branch: Branch, before: Outcome | None, size: Size, folder: Path) -> Outcome:
