@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from functools import reduce
 from pathlib import Path
@@ -151,20 +152,7 @@ def run_round(config: SceneCorrection, folder: Path, number: int) -> Path:
             collect(config, scene_run, features, range(first, first + config.drafts.scenes))
         wait_for(here / "counts.json")
         group.wait_for_everyone()
-        rows, shape = read_corrected(here / "corrected.jsonl"), scene_run.model_config
-        canvases = CorrectionCanvases(
-            rows,
-            length=shape.canvas_length,
-            stop_id=shape.stop_token_id,
-            weight=config.correction_weight,
-        )
-        if config.states_share:
-            states = StateCanvases(
-                rows,
-                length=shape.canvas_length,
-                stop_id=shape.stop_token_id,
-                mask_id=shape.mask_token_id,
-            )
+        canvases, states = _corrected(config, scene_run, here)
     average = train_corrections(config, scene_run, features, validation, canvases, states)
     if group.is_main_process:
         export(scene_run, average, here / "checkpoint")
@@ -213,6 +201,35 @@ def collect(
     }
     logger.info("corrections: %s", counts)
     write_json(folder / "counts.json", counts)
+
+
+def _corrected(
+    config: SceneCorrection, scene_run: SceneRun, here: Path
+) -> tuple[CorrectionCanvases, StateCanvases | None]:
+    """What `collect` left to train on; raises ValueError, with what became of all, for nothing."""
+    rows, shape, states = read_corrected(here / "corrected.jsonl"), scene_run.model_config, None
+    try:
+        canvases = CorrectionCanvases(
+            rows,
+            length=shape.canvas_length,
+            stop_id=shape.stop_token_id,
+            weight=config.correction_weight,
+        )
+        if config.states_share:
+            states = StateCanvases(
+                rows,
+                length=shape.canvas_length,
+                stop_id=shape.stop_token_id,
+                mask_id=shape.mask_token_id,
+            )
+    except ValueError as error:
+        counts = json.loads((here / "counts.json").read_text(encoding="utf-8"))["filter"]
+        outcomes = {name: n for name, n in counts.items() if not name.startswith("pair_")}
+        told = ", ".join(f"{n} {name}" for name, n in sorted(outcomes.items()))
+        raise ValueError(
+            f"{here / 'corrected.jsonl'}: {error}, of {sum(outcomes.values())} drafts: {told}"
+        ) from None
+    return canvases, states
 
 
 def train_corrections(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from training.config import TrainConfigError
-from training.experiments.catalogue import EXPERIMENTS, check_names
+from training.experiments.catalogue import BASE, EXPERIMENTS, check_names
 from training.experiments.plan import Branch, Experiment, Given, Size
 from training.experiments.report import plot, section, table
 from training.experiments.run import run
@@ -72,14 +73,11 @@ def tiny(experiment: Experiment, folder: Path, **changes: object) -> dict[str, o
 def test_an_experiment_runs_through_and_is_not_run_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A model that writes captions, or there would be nothing to correct.
-    shipped = {"start_from": "rediff_model/checkpoints/embedded-384"}
-    base = Branch("base", "plain", "mask", overrides=shipped)
     experiment = Experiment(
         "mini",
         "Does it run?",
         (
-            base,
+            BASE,
             Branch("stage2", "Stage II", "stage2", 1.0, "base"),
             Branch("official", "official", "stage1", 1.0, "base", {"loss": "official"}),
             Branch("mended", "mended", "stage1", 1.0, "base", {"loss": "default"}),
@@ -114,6 +112,19 @@ def test_an_experiment_runs_through_and_is_not_run_twice(
     assert tiny(experiment, tmp_path) == figures
 
 
+def test_every_round_of_the_tiny_size_has_drafts_to_correct(tmp_path: Path) -> None:
+    """Of the branches in the catalogue, not of some that are easier to run; decoded once."""
+    rounds = replace(EXPERIMENTS["rounds"], tokens_per_step=(32,))
+    figures: Any = tiny(rounds, tmp_path)
+    assert [row["branch"] for row in figures["rows"]] == ["rounds-1", "rounds-2", "rounds-3"]
+    counts = [
+        json.loads(path.read_text())["filter"]
+        for path in (tmp_path / "branches").glob("stage2-*/round-*/counts.json")
+    ]
+    assert len(counts) == 6
+    assert all(count["kept"] for count in counts), counts
+
+
 def test_a_model_is_converted_to_prefix_attention_and_its_prompt_refreshed_less_often(
     tmp_path: Path,
 ) -> None:
@@ -140,14 +151,12 @@ def test_a_model_is_converted_to_prefix_attention_and_its_prompt_refreshed_less_
 
 
 def test_branches_of_equal_making_are_trained_once_and_drafts_are_shared(tmp_path: Path) -> None:
-    shipped = {"start_from": "rediff_model/checkpoints/embedded-384"}
-    base = Branch("base", "plain", "mask", overrides=shipped)
     noisy = {"expert": {"kind": "noisy", "dropped": 0.5, "wrong": 0.0}}
     experiment = Experiment(
         "mini",
         "Does it share?",
         (
-            base,
+            BASE,
             Branch("one", "one", "stage2", 1.0, "base"),
             Branch("same", "the same again", "stage2", 1.0, "base"),
             Branch("noisy", "another expert", "stage2", 1.0, "base", noisy),
@@ -166,7 +175,8 @@ def test_branches_of_equal_making_are_trained_once_and_drafts_are_shared(tmp_pat
     seeds = [
         json.loads((home / "round-0" / "config.json").read_text())["seed"] for home in corrected
     ]
-    assert seeds == [4, 4], "a branch that goes on draws anew"
+    taken = Size.read(CONFIGS / "experiment-tiny.yaml").given["base"].steps
+    assert seeds == [taken, taken], "a branch that goes on draws anew"
 
 
 def test_a_given_branch_is_not_trained_and_a_left_out_one_not_shown(tmp_path: Path) -> None:

@@ -194,6 +194,22 @@ def test_answers_that_come_late_do_not_change_a_training_that_has_begun(
     assert (folder / "counts.json").read_text() == noted
 
 
+def test_outcomes_are_counted_where_nothing_is_left_to_train_on(
+    stage1: SceneRun, tmp_path: Path
+) -> None:
+    folder = tmp_path / "round-0"
+    folder.mkdir()
+    right = compose(sample_scene(2, stage1.atlas), np.random.default_rng(2)).text
+    drafts = []
+    for seed, text in enumerate(("", "no caption", right, "nor this")):
+        ids = tuple(stage1.tokenizer.encode(text).ids)
+        drafts.append(Draft(f"train-{seed}@8", "?", "It.", ids, text, 8, scene=("train", seed)))
+    write_records(folder / "drafts.jsonl", [draft.to_json() for draft in drafts])
+    fault = r"corrected\.jsonl: no corrected drafts to train on, of 4 drafts: 3 hopeless, 1 right"
+    with pytest.raises(ValueError, match=fault):
+        run(configuration(stage1, drafts={"scenes": 4, "tokens_per_step": (8,)}), tmp_path)
+
+
 def test_a_control_goes_on_with_stage_1_without_drafts(stage1: SceneRun, tmp_path: Path) -> None:
     config = configuration(stage1, correction_share=0, phases=[{"steps": 2}], pictures=2)
     checkpoint = run(config, tmp_path / "run")
