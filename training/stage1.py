@@ -121,7 +121,9 @@ def prepare(config: SceneTraining, folder: Path) -> SceneRun:
     torch.manual_seed(config.seed)
     atlas = Atlas.load()
     if config.start_from is None:
-        tokenizer = new_tokenizer(atlas)
+        texts = caption_texts(atlas)
+        tokenizer = train_tokenizer(texts, atlas.names, VOCABULARY)
+        _check_canvas(config.model.canvas_length, texts, tokenizer)
         model_config = embedded_config(config, tokenizer)
         model = CaptionModel(model_config)
         initialise(model)
@@ -213,11 +215,20 @@ def part_of(checkpoint: Path, prefix: str) -> dict[str, torch.Tensor]:
     }
 
 
-def new_tokenizer(atlas: Atlas, captions: int = 4000) -> Tokenizer:
-    """A tokenizer of captions of training scenes."""
+def caption_texts(atlas: Atlas, captions: int = 4000) -> list[str]:
+    """Captions of training scenes, of which the tokenizer is made."""
     rng = np.random.default_rng(0)
-    texts = (compose(sample_scene(seed, atlas), rng).text for seed in range(captions))
-    return train_tokenizer(texts, atlas.names, VOCABULARY)
+    return [compose(sample_scene(seed, atlas), rng).text for seed in range(captions)]
+
+
+def _check_canvas(length: int, texts: Sequence[str], tokenizer: Tokenizer) -> None:
+    """Raises TrainConfigError for a canvas without room for the longest caption and its end."""
+    least = 1 + max(len(tokenizer.encode(text).ids) for text in texts)
+    if length < least:
+        raise TrainConfigError(
+            f"model.canvas_length {length} cuts captions off: the longest takes {least} tokens "
+            "with its end"
+        )
 
 
 def embedded_config(config: SceneTraining, tokenizer: Tokenizer) -> ModelConfig:

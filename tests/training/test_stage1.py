@@ -146,6 +146,17 @@ def test_a_checkpoint_that_is_not_there_is_named_with_its_key(
         prepare(config, tmp_path)
 
 
+@pytest.mark.parametrize("length", [1, 4, 127])
+def test_a_canvas_that_cuts_captions_is_refused(
+    length: int, tower_file: Path, tmp_path: Path
+) -> None:
+    config = tiny(tower_file, model={"hidden_size": 32, "heads": 2, "canvas_length": length})
+    fault = rf"model\.canvas_length {length} cuts captions off: .* takes 128 tokens with its end"
+    with pytest.raises(TrainConfigError, match=fault):
+        run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists(), "a canvas that fits may be tried in the same folder"
+
+
 def test_a_run_that_noted_the_folder_of_a_shipped_checkpoint_goes_on_by_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
