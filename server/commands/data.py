@@ -81,7 +81,9 @@ def errors(
         Path, typer.Option(envvar="REDIFF_CONFIG", help="Stage I to compare with; its last phase.")
     ],
     model: Model = None,
-    seed: Annotated[int, typer.Option(envvar="REDIFF_SEED", help="Draws the synthetic.")] = 0,
+    seed: Annotated[
+        int, typer.Option(envvar="REDIFF_SEED", help="Draws the synthetic.", min=0)
+    ] = 0,
 ) -> None:
     """Compare the errors of drafts with those that Stage I trains on."""
     settings = read_settings({"model": model})
@@ -94,8 +96,9 @@ def errors(
 
     try:
         shape = SceneTraining.read(config)
-        mix = mix_of(shape.phases[-1])
-        rows = compare(drafts, settings.model, mix, Atlas.load(), seed)
+        if not shape.phases:
+            raise CommandError(f"{config}: phases is empty, and the last is what is compared with")
+        rows = compare(drafts, settings.model, mix_of(shape.phases[-1]), Atlas.load(), seed)
         write(rows, out)
     except (TrainConfigError, RecordError, ValueError, OSError) as error:
         raise CommandError(str(error)) from None

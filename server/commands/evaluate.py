@@ -54,6 +54,8 @@ def evaluate(
     kinds = {"on": (True,), "off": (False,), "both": (False, True)}
     if refine not in kinds:
         raise CommandError(f"--refine must be on, off or both, got {refine!r}")
+    if seed < 0:
+        raise CommandError(f"--seed must be 0 or more, got {seed}")
     sizes = tokens_per_step.split(",")
     if not all(size.strip().isdecimal() and int(size) > 0 for size in sizes):
         raise CommandError(f"--tokens-per-step must list positive numbers, got {tokens_per_step!r}")

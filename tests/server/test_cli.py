@@ -235,6 +235,7 @@ def test_a_mistyped_variable_is_named(
         (["data", "scenes"], 2, "Missing option"),
         (["data", "scenes", "--n", "0", "--out", "x"], 2, "'--n'"),
         (["data", "scenes", "--n", "1", "--seed", "-1", "--out", "x"], 2, "'--seed'"),
+        (["evaluate", "--seed", "-1"], 1, "--seed must be 0 or more, got -1"),
         (["data", "scenes", "--n", "1", "--split", "best", "--out", "x"], 1, "split is 'best'"),
     ],
 )

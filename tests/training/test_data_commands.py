@@ -125,10 +125,12 @@ def test_errors_of_drafts_are_compared_with_the_synthetic(drafts: Path, tmp_path
 def test_bad_files_are_told_in_a_line(drafts: Path, tmp_path: Path) -> None:
     code = "import sys; from server.cli import main; main()"
     (tmp_path / "drafts.jsonl").write_text("{}\n")
-    config = str(ROOT / "training" / "configs" / "embedded-cpu.yaml")
+    configs = ROOT / "training" / "configs"
+    config, sight = str(configs / "embedded-cpu.yaml"), str(configs / "embedded-576-cpu.yaml")
     cases = [
         (["errors", str(tmp_path / "drafts.jsonl"), "--config", config], "drafts.jsonl:1"),
         (["errors", str(drafts), "--config", "none.yaml"], "no training configuration"),
+        (["errors", str(drafts), "--config", sight], f"{sight}: phases is empty"),
         (["vicrit", str(tmp_path / "none.jsonl"), "--model", str(EMBEDDED)], "none.jsonl"),
     ]
     for arguments, fault in cases:

@@ -271,6 +271,11 @@ def test_a_branch_that_cannot_be_trained_is_named_before_one_is(tmp_path: Path) 
     assert not (tmp_path / "branches").exists()
 
 
+def test_a_seed_of_the_evaluation_is_checked_before_anything_is_trained() -> None:
+    with pytest.raises(TrainConfigError, match=r"evaluation_seeds\.1: .* equal to 0, got -1"):
+        Size.read(CONFIGS / "experiment-tiny.yaml", ["evaluation_seeds=[1, -1]"])
+
+
 def test_names_of_branches_that_nothing_has_are_refused() -> None:
     size = Size.read(CONFIGS / "experiment-tiny.yaml", ["left_out=[stage1-onyl]"])
     with pytest.raises(ValueError, match="no experiment has a branch 'stage1-onyl'"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -120,7 +120,7 @@ class Size(Training):
     """Branches, by name, that are not shown."""
     evaluation_scenes: int = Field(120, gt=0)
     """Scenes of each evaluation seed."""
-    evaluation_seeds: tuple[int, ...] = Field((1, 2, 3), min_length=1)
+    evaluation_seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((1, 2, 3), min_length=1)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
