@@ -168,6 +168,10 @@ def collect(
     Writes `drafts.jsonl`, `verdicts.jsonl`, `corrected.jsonl` and, with counts, `counts.json`.
     """
     folder, tokenizer = scene_run.folder, scene_run.tokenizer
+    # Before hours of drafting: the client may lack its key.
+    expert = scene_expert(
+        config.expert, scene_run.atlas, tokenizer, config.seed, folder / "answers"
+    )
     subjects = [_subject(features.scenes[row]) for row in chosen]
     model_config = scene_run.model_config
     settings = config.drafts.settings(
@@ -191,9 +195,6 @@ def collect(
     )
     drafts = read_drafts(folder / "drafts.jsonl")
     verdicts = folder / "verdicts.jsonl"
-    expert = scene_expert(
-        config.expert, scene_run.atlas, tokenizer, config.seed, folder / "answers"
-    )
     counts = {
         "correct": dict(correct(drafts, expert, verdicts, progress=True)),
         "filter": dict(filter_corrections(drafts, verdicts, tokenizer, folder / "corrected.jsonl")),

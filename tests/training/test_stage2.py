@@ -17,7 +17,7 @@ from training.claim import claim
 from training.config import SceneTraining, TrainConfigError
 from training.experts.build import free_expert
 from training.experts.oracle import OracleExpert
-from training.experts.protocol import Unanswered
+from training.experts.protocol import ExpertError, Unanswered
 from training.filter import Corrected, read_corrected
 from training.records import Draft, Verdict, read_drafts, write_records
 from training.scenes.canvases import CLEAN, END_SLOT, MASKED, PAIR, REPLACED, Canvases, Mix
@@ -208,6 +208,17 @@ def test_outcomes_are_counted_where_nothing_is_left_to_train_on(
     fault = r"corrected\.jsonl: no corrected drafts to train on, of 4 drafts: 3 hopeless, 1 right"
     with pytest.raises(ValueError, match=fault):
         run(configuration(stage1, drafts={"scenes": 4, "tokens_per_step": (8,)}), tmp_path)
+
+
+def test_a_missing_key_is_told_before_anything_is_drafted(
+    stage1: SceneRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    config = configuration(stage1, expert={"kind": "openai", "model": "some-model"})
+    with pytest.raises(ExpertError, match=r"expert\.model some-model .*OPENAI_API_KEY"):
+        run(config, tmp_path)
+    assert not (tmp_path / "round-0" / "drafts.jsonl").exists()
 
 
 def test_a_control_goes_on_with_stage_1_without_drafts(stage1: SceneRun, tmp_path: Path) -> None:
