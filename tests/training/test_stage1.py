@@ -154,7 +154,8 @@ def test_a_canvas_that_cuts_captions_is_refused(
     fault = rf"model\.canvas_length {length} cuts captions off: .* takes 128 tokens with its end"
     with pytest.raises(TrainConfigError, match=fault):
         run(config, tmp_path / "run")
-    assert not (tmp_path / "run").exists(), "a canvas that fits may be tried in the same folder"
+    noted = tmp_path / "run" / "config.json"
+    assert not noted.exists(), "a canvas that fits may be tried in the same folder"
 
 
 def test_a_run_that_noted_the_folder_of_a_shipped_checkpoint_goes_on_by_its_name(
