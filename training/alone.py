@@ -28,7 +28,10 @@ def alone(run: Callable[[Config, Path], Path]) -> Callable[[Config, Path], Path]
     def held(config: Config, folder: Path) -> Path:
         if not processes().is_main_process:
             return run(config, folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise TrainConfigError(f"{folder} is a file: name a folder for the run") from None
         with hold(folder):
             return run(config, folder)
 

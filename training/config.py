@@ -194,9 +194,9 @@ class SceneTraining(Training):
 
     model: ModelShape = ModelShape()
     data: DataShape = DataShape()
-    tower: Checkpoint
-    """The frozen tower of a new model: a checkpoint's, or a file of
-    scripts/convert_efficientnet.py. A model from `start_from` has its own."""
+    tower: Checkpoint | None = None
+    """The frozen tower that a new model needs: a checkpoint's, or a file of
+    scripts/convert_efficientnet.py. Not used with `start_from`, whose model has its own."""
     projector: Checkpoint | None = None
     """Whose projector a new model begins with; None is a new one."""
     start_from: Checkpoint | None = None
@@ -244,6 +244,8 @@ class SceneTraining(Training):
                         f"{name} {given} is for a new model, not for that of start_from "
                         f"{self.start_from}"
                     )
+        elif self.tower is None:
+            raise ValueError("a new model needs a tower, such as embedded-384, or give start_from")
         if self.schedule == "cosine" and self.changes("tail"):
             raise ValueError(f"tail {self.tail} is for the schedule linear_tail, got cosine")
         if self.defects and self.loss != "default":

@@ -48,13 +48,17 @@ def elements(
             fault = "the array has no end"
         else:
             try:
-                _, end = decode(at)
+                value, end = decode(at)
             except (ValueError, RecursionError) as error:
                 fault = f"not JSON at byte {at}: {getattr(error, 'msg', error)}"
             else:
-                yield at, end - at, line, data[at:end]
-                at = end
-                continue
+                if not isinstance(value, list):
+                    yield at, end - at, line, data[at:end]
+                    at = end
+                    continue
+                # Of a stray bracket, and then of all rows behind it.
+                decode.beware()
+                fault = f"a list where a row should be, at byte {at}"
         found, named = _next_row(text, at + 1, decode, field)
         rest = "the rest is lost" if found is None else "left out up to the next whole row"
         report.add(Problem("malformed", f"{path}:{line}", f"{fault}; {rest}"))
@@ -90,8 +94,12 @@ class _Decoder:
         try:
             return self._decode(at)
         except (ValueError, RecursionError):
-            self._json = json.JSONDecoder(object_hook=self._count)
+            self.beware()
             raise
+
+    def beware(self) -> None:
+        """Take a second row in a value for a sign of damage from now on."""
+        self._json = json.JSONDecoder(object_hook=self._count)
 
     def _decode(self, at: int) -> tuple[Any, int]:
         size = WINDOW

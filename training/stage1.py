@@ -127,6 +127,7 @@ def prepare(config: SceneTraining, folder: Path) -> SceneRun:
         model_config = embedded_config(config, tokenizer)
         model = CaptionModel(model_config)
         initialise(model)
+        assert config.tower is not None
         _fill(cast("nn.Module", model.tower), config.tower, tower_weights)
         if config.projector is not None:
             projector = cast("nn.Module", model.model.mm_projector)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from functools import reduce
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Self
 
 import numpy as np
@@ -42,6 +41,7 @@ from training.whole_file import write_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from training.scenes.features import SceneFeatures
     from training.scenes.graph import Scene
@@ -81,8 +81,6 @@ class DraftShape(Strict):
 class SceneCorrection(SceneTraining):
     """Stage II on scenes. `phases` give the steps, and the mix of the Stage I canvases."""
 
-    tower: Path = Path()
-    """Not used: `start_from` holds a tower."""
     rounds: int = Field(1, gt=0)
     drafts: DraftShape = DraftShape()
     expert: ExpertShape = ExpertShape()

@@ -34,6 +34,13 @@ def test_a_second_process_is_kept_out_until_the_first_has_ended(tmp_path: Path) 
     assert alone(lambda _config, folder: folder)(None, tmp_path) == tmp_path
 
 
+def test_a_file_is_no_folder_to_run_in(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.touch()
+    with pytest.raises(TrainConfigError, match=f"{file} is a file"):
+        alone(lambda _config, folder: folder)(None, file)
+
+
 def test_a_folder_is_made_and_let_go(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "run"
     assert alone(lambda _config, folder: folder / "checkpoint")(None, folder) == (

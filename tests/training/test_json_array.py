@@ -105,6 +105,15 @@ def test_rows_apart_by_no_comma_or_an_end_too_early_are_all_there(tmp_path: Path
     assert problem.where.endswith(":2")
 
 
+@pytest.mark.parametrize("end", ["\n]", "\n]]", ""])
+def test_a_stray_bracket_does_not_swallow_the_rows_behind_it(tmp_path: Path, end: str) -> None:
+    rows = texts(8)
+    rows[2] = "[" + rows[2]
+    found, report = read(tmp_path, array(rows).removesuffix("\n]") + end)
+    assert found == list(range(8))
+    assert report.problems[0].where == f"{tmp_path / 'rows.json'}:4"
+
+
 def test_garbage_between_rows_is_told(tmp_path: Path) -> None:
     rows = texts(3)
     found, report = read(tmp_path, f'[{rows[0]},\n{{"from": x}}, {rows[1]}, ??{rows[2]}')
@@ -157,7 +166,7 @@ def test_long_rows_are_whole_and_nested_ones_stay_where_they_are(tmp_path: Path)
 
 def test_a_window_may_cut_anywhere(tmp_path: Path) -> None:
     for size in range(WINDOW - 330, WINDOW - 130):
-        text = json.dumps(["x" * size, True, -1.5e10, "\ud83d\ude00 \\", None])
+        text = json.dumps({"a": ["x" * size, True, -1.5e10, "\ud83d\ude00 \\", None]})
         found = list(elements(f"[{text}, 1]".encode(), tmp_path, "none", Report()))
         assert [json.loads(data) for *_, data in found] == [json.loads(text), 1]
 

@@ -11,6 +11,7 @@ import torch
 from pydantic import model_validator
 
 from rediff_model.prompt import DEFAULT_QUESTION, TextCodec, conversation
+from training.alone import alone
 from training.config import SceneTraining
 from training.loop import train
 from training.scenes.canvases import Mix
@@ -52,6 +53,7 @@ class TwinTraining(SceneTraining):
         return self
 
 
+@alone
 def run(config: TwinTraining, folder: Path) -> Path:
     """Train, resuming whatever `folder` holds, and return the folder of the finished checkpoint."""
     if config.threads:
