@@ -60,7 +60,8 @@ bench: $(STAMP)
 gate: $(STAMP)
 	$(BIN)/python -m benchmarks.gate $(ARGS)
 
-# The shipped embedded checkpoint from its seed; hours on one core, and resumed where it was killed.
+# The shipped embedded checkpoint from its seed; about nine hours, mostly of one core, and resumed where
+# it was killed.
 embedded: embedded-384
 	$(BIN)/rediff train stage1 --config training/configs/embedded-576-cpu.yaml --out runs/embedded
 
