@@ -1,10 +1,13 @@
 """Scenes for the tests of the caption language, made without pictures."""
 
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from training.config import SceneTraining
 from training.scenes.grammar import compose
@@ -37,6 +40,21 @@ HAND_SCENE = Scene(
         sticker("owl", "green", "square", "large", 185, 185),
     ),
 )
+
+
+def descend(
+    loss_of: Callable[[], Tensor], weights: Sequence[Tensor], rate: float, steps: int
+) -> list[float]:
+    """Losses on the way down with Adam."""
+    optimizer = torch.optim.Adam(weights, rate)
+    losses = []
+    for _ in range(steps):
+        loss = loss_of()
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
 
 
 def random_scene(seed: int, stickers: int | None = None) -> Scene:

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from training.experts.protocol import ExpertError, Unanswered
 from training.records import Appender
+from training.report import listed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -94,9 +95,8 @@ def correct(
         settle()
         bar.close()
     if counts["unanswered"] > UNANSWERED * len(drafts):
-        outcomes = ", ".join(f"{number} {name}" for name, number in counts.items() if number)
         raise ExpertError(
-            f"too many of {len(drafts)} drafts have no answer: {outcomes}; the same command asks "
-            f"for them again. The last: {reason}"
+            f"too many of {len(drafts)} drafts have no answer: {listed(counts)}; the same command "
+            f"asks for them again. The last: {reason}"
         )
     return counts

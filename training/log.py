@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from training.whole_file import write_text
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
@@ -37,10 +39,7 @@ class Log:
 
             folder.mkdir(parents=True, exist_ok=True)
             # Other processes read it at this moment: what they find is the old one or this.
-            fresh = self._path.with_name(f"{self._path.name}.new")
-            lines = (json.dumps(row) + "\n" for row in self._rows)
-            fresh.write_text("".join(lines), encoding="utf-8")
-            fresh.replace(self._path)
+            write_text(self._path, "".join(json.dumps(row) + "\n" for row in self._rows))
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
 
     def add(self, sums: Mapping[str, tuple[Tensor, Tensor | float]]) -> None:

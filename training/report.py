@@ -113,3 +113,9 @@ class Report:
         """One line: `3 malformed, 1 image`, or `no problems`."""
         parts = [f"{self.counts[kind]} {kind}" for kind in KINDS if self.counts[kind]]
         return ", ".join(parts) or "no problems"
+
+
+def listed(counts: Mapping[str, int]) -> str:
+    """Counts of outcomes as text, such as "3 hopeless, 1 right"; those of pairs are left out."""
+    named = counts.items()
+    return ", ".join(f"{n} {name}" for name, n in named if n and not name.startswith("pair_"))

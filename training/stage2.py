@@ -23,6 +23,7 @@ from training.experts.build import ExpertShape, free_expert, scene_expert
 from training.filter import filter_corrections, read_corrected
 from training.loop import train
 from training.records import read_drafts
+from training.report import listed
 from training.scenes.canvases import Mix
 from training.scenes.corrections import CorrectionCanvases, StateCanvases, join
 from training.scenes.features import load_or_build
@@ -223,10 +224,9 @@ def _corrected(
             )
     except ValueError as error:
         counts = json.loads((here / "counts.json").read_text(encoding="utf-8"))["filter"]
-        outcomes = {name: n for name, n in counts.items() if not name.startswith("pair_")}
-        told = ", ".join(f"{n} {name}" for name, n in sorted(outcomes.items()))
         raise ValueError(
-            f"{here / 'corrected.jsonl'}: {error}, of {sum(outcomes.values())} drafts: {told}"
+            f"{here / 'corrected.jsonl'}: {error}, of {config.drafts.scenes} drafts: "
+            f"{listed(counts)}"
         ) from None
     return canvases, states
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
-from scene_samples import tiny_training
+from scene_samples import descend, tiny_training
 
 from training.scenes import sharpen
 from training.scenes.alignment import DenseObjective
@@ -86,14 +86,7 @@ def test_what_the_heads_ask_for_reaches_the_late_stages(tmp_path: Path) -> None:
     tower.late_stages().requires_grad_(True)
     batch = sharpen.batches_of(scene_run, maps)(0, 0)
     trained = [value for value in objective.parameters() if value.requires_grad]
-    optimizer = torch.optim.Adam(trained, 3e-3)
-    losses = []
-    for _ in range(8):
-        loss, _ = objective(batch)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = descend(lambda: objective(batch)[0], trained, 3e-3, 8)
     assert losses[-1] < 0.6 * losses[0]
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
-from scene_samples import tiny_training
+from scene_samples import descend, tiny_training
 
 from rediff_model.checkpoint import read_config
 from rediff_model.efficientnet import FEATURE_CHANNELS, SHARE_SCALE, CellClassifier
@@ -150,15 +150,10 @@ def test_the_tower_learns_names_and_words_and_its_known_rows_stay(
     batch = sight.sight_batches(scene_run, [maps], words)(0, 0)
     objective = sight.SightObjective(tower, Classifier.load().out)
     tower.requires_grad_(True)
-    optimizer = torch.optim.Adam([*tower.late_stages().parameters()], 1e-3)
-    losses = []
-    for _ in range(6):
-        loss, parts = objective(batch)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append((loss / batch.weight()).item())
+    late = [*tower.late_stages().parameters()]
+    losses = descend(lambda: objective(batch)[0] / batch.weight(), late, 1e-3, 6)
     assert losses[-1] < losses[0] - 0.5
+    _, parts = objective(batch)
     assert parts["right_plate"][1] == len(batch.plates.name_S)
     stickers = sum(len(scene.stickers) for scene in maps.scenes)
     assert len(Plates.of(maps.scenes, 18, scene_run.atlas).name_S) == stickers
@@ -184,15 +179,13 @@ def test_colours_are_asked_of_the_late_stages_but_not_names(
     looks = sight.SightObjective(tower, Classifier.load().out).looks
     tower.late_stages().requires_grad_(True)
     weights = [*looks.parameters(), *tower.late_products()]
-    optimizer = torch.optim.Adam(weights, 3e-3)
-    losses = []
-    for _ in range(12):
+
+    def told() -> Any:
         deep = tower.deepened(as_map(batch.maps_BTC))
-        loss, parts = looks(DenseBatch(tower.placed(deep), batch.labels_BTK))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+        return looks(DenseBatch(tower.placed(deep), batch.labels_BTK))
+
+    losses = descend(lambda: told()[0], weights, 3e-3, 12)
+    _, parts = told()
     assert losses[-1] < 0.7 * losses[0]
     assert [*parts] == [f"right_{kind}" for kind in LOOKS]
     assert parts["right_backdrop"][1] == batch.labels_BTK.shape[0] * 36

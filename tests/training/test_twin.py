@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from scene_samples import descend
 from torch import nn
 
 from rediff_model.config import VisionConfig
@@ -154,15 +155,10 @@ def test_the_loss_falls_and_the_picture_is_read(
 ) -> None:
     config = TwinTraining.model_validate(tiny(tower_file))
     objective = twin_objective(prepare_twin(config, tmp_path))
-    optimizer = torch.optim.Adam(objective.parameters(), 1e-2)
     before = next_token_accuracy(objective, batch)
-    losses = []
-    for _ in range(60):
-        loss, _ = objective(batch)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item() / batch.weight())
+    losses = descend(
+        lambda: objective(batch)[0] / batch.weight(), [*objective.parameters()], 1e-2, 60
+    )
     after = next_token_accuracy(objective, batch)
     assert losses[-1] < 0.2 * losses[0]
     assert after["slot_mean"] > 0.9 > 0.2 > before["slot_mean"]

@@ -23,7 +23,7 @@ from training.experts.build import chat_expert, free_expert
 from training.filter import filter_corrections
 from training.mixture import Source
 from training.records import read_drafts
-from training.report import Report
+from training.report import Report, listed
 from training.sources import RowFile
 from training.state import processes, wait_for
 from training.whole_file import write_json
@@ -81,8 +81,9 @@ def run_round(config: DialogueCorrection, folder: Path, number: int) -> Path:
     rows = RowFile(folder / "corrected.jsonl", report)
     if not len(rows):
         counts = json.loads((folder / "counts.json").read_text(encoding="utf-8"))["filter"]
-        outcomes = ", ".join(f"{count} {name}" for name, count in counts.items()) or "no drafts"
-        raise TrainConfigError(f"{rows.path} holds no corrected draft: {outcomes}")
+        raise TrainConfigError(
+            f"{rows.path} holds no corrected draft: {listed(counts) or 'no drafts'}"
+        )
     share = config.correction_share
     whole = sum(source.weight for source in others)
     sources = [
