@@ -31,7 +31,7 @@ from training.scenes.objective import SceneBatch, SceneObjective, slot_accuracy
 from training.scenes.paper import paper_canvases
 from training.scenes.sample import sample_scene
 from training.scenes.sharpen import sharpen
-from training.scenes.sight import closer, look_closer, widened
+from training.scenes.sight import look_closer
 from training.scenes.tokenizer import (
     BOS,
     END_HEADER,
@@ -43,6 +43,7 @@ from training.scenes.tokenizer import (
     train_tokenizer,
 )
 from training.scenes.tokenizer import save as save_tokenizer
+from training.scenes.widen import closer, widened
 from training.state import processes, take_over
 
 if TYPE_CHECKING:

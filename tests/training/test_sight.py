@@ -15,7 +15,7 @@ from scene_samples import descend, tiny_training
 from rediff_model.checkpoint import read_config
 from rediff_model.efficientnet import FEATURE_CHANNELS, SHARE_SCALE, CellClassifier
 from rediff_model.model import Captioner
-from training.scenes import reading, sight
+from training.scenes import reading, sight, widen
 from training.scenes.alignment import LOOKS, DenseBatch
 from training.scenes.atlas import Atlas
 from training.scenes.features import SceneFeatures, as_map, load_or_build, load_or_build_maps
@@ -78,13 +78,13 @@ def test_the_rows_of_a_name_are_those_of_its_classes(scene_run: SceneRun) -> Non
         if name in IMAGENET:
             wanted = out_TI[:, list(IMAGENET[name])].amax(1)
         torch.testing.assert_close(logits_TK[:, number], wanted, msg=name)
-    assert (logits_TK[:, -1] == sight.NOTHING_BIAS).all()
+    assert (logits_TK[:, -1] == widen.NOTHING_BIAS).all()
 
 
 def test_shares_are_of_a_cell() -> None:
     classifier = CellClassifier((1, 3))
     assert classifier.rows.out_features == 5
-    config = sight.closer(read_config(SHIPPED).vision, 576, ("zebra", "rose"))
+    config = widen.closer(read_config(SHIPPED).vision, 576, ("zebra", "rose"))
     tower: Any = Captioner.load(SHIPPED).model.tower
     assert config.class_rows == (1, 1)
     tower.config = config
@@ -158,7 +158,7 @@ def test_the_tower_learns_names_and_words_and_its_known_rows_stay(
     stickers = sum(len(scene.stickers) for scene in maps.scenes)
     assert len(Plates.of(maps.scenes, 18, scene_run.atlas).name_S) == stickers
     tower.zero_grad(set_to_none=True)
-    known, classes = sight.known_rows(scene_run.atlas.names)
+    known, classes = widen.known_rows(scene_run.atlas.names)
     before = tower.classifier.rows.weight.detach().clone()
     sight.teach_tower(scene_run, [scene_run.atlas], [maps])
     after = tower.classifier.rows.weight

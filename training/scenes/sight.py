@@ -12,7 +12,7 @@ map, S stickers, I ImageNet's classes, K classes or kinds of labels, V drawings.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self, cast
 
 import numpy as np
@@ -22,20 +22,20 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div
 
 from rediff_model.efficientnet import DEEP_STRIDE, FEATURE_CHANNELS, CellClassifier
-from rediff_model.model import Captioner, CaptionModel
+from rediff_model.model import Captioner
 from training.loop import LoopSettings, train
 from training.scenes.alignment import LOOKS, DenseBatch, DenseObjective, dense_labels
 from training.scenes.features import as_map, load_or_build, load_or_build_maps
-from training.scenes.imagenet import IMAGENET, Classifier, Plates
+from training.scenes.imagenet import Classifier, Plates
 from training.scenes.reading import shuffled, teach_projector
 from training.scenes.varied import varied
+from training.scenes.widen import known_rows
 from training.state import processes, take_over
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from rediff_model.config import ModelConfig, VisionConfig
     from rediff_model.efficientnet import EfficientNetTower
     from training.scenes.atlas import Atlas
     from training.scenes.features import SceneFeatures
@@ -52,8 +52,6 @@ LOOKS_WEIGHT = 0.3
 LOOKS_SIZE = 192
 """Width of the throwaway layers that tell them."""
 LOOKS_RATE = 1e-3
-NOTHING_BIAS = 3.0
-"""Of the row for nothing, to begin with: of most cells that is the answer."""
 ENLARGED = 192
 """Side of a picture of its own, margin included, as ImageNet is asked about it."""
 GROUND = "white"
@@ -64,61 +62,6 @@ GUISES = 8
 KEPT = 0.9
 """What the late stages keep of what they learnt; the rest is ImageNet's again. A mean of weights
 before and after knows more of what was not taught (Wortsman et al. 2022, arXiv 2109.01903)."""
-
-
-def class_rows(names: Sequence[str]) -> tuple[int, ...]:
-    """How many rows speak for each name: ImageNet's classes of it, or one that is to be learnt."""
-    return tuple(len(IMAGENET.get(name, (None,))) for name in names)
-
-
-def closer(config: VisionConfig, image_size: int, names: Sequence[str]) -> VisionConfig:
-    """The tower's configuration with a larger picture, as many cells, and classes."""
-    rows = class_rows(names)
-    return replace(
-        config,
-        image_size=image_size,
-        patch_size=image_size // config.patches_per_side,
-        hidden_size=FEATURE_CHANNELS + len(rows),
-        class_rows=rows,
-    )
-
-
-def widened(old: CaptionModel, config: ModelConfig, names: Sequence[str]) -> CaptionModel:
-    """A model of `config` with the weights of `old`, and ImageNet's late stages and rows.
-
-    The projector does not look at the classes yet.
-    """
-    model = CaptionModel(config)
-    values = old.state_dict()
-    first = "model.mm_projector.0.weight"
-    fresh = torch.zeros_like(model.state_dict()[first])
-    fresh[:, : values[first].shape[1]] = values[first]
-    model.load_state_dict(values | {first: fresh}, strict=False)
-    tower, imagenet = cast("EfficientNetTower", model.tower), Classifier.load()
-    tower.late_stages().load_state_dict(imagenet.late.state_dict())
-    classifier = cast("CellClassifier", tower.classifier)
-    classifier.head.load_state_dict(imagenet.head.state_dict())
-    with torch.no_grad():
-        classifier.rows.weight.zero_()
-        classifier.rows.bias.zero_()
-        classifier.rows.bias[-1] = NOTHING_BIAS
-        known, rows = known_rows(names)
-        classifier.rows.weight[known] = imagenet.out.weight[rows]
-        classifier.rows.bias[known] = imagenet.out.bias[rows]
-    return model
-
-
-def known_rows(names: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """The classifier's rows that are ImageNet's, and which of ImageNet's classes they are."""
-    places: list[int] = []
-    classes: list[int] = []
-    at = 0
-    for name, count in zip(names, class_rows(names), strict=True):
-        if name in IMAGENET:
-            places += range(at, at + count)
-            classes += IMAGENET[name]
-        at += count
-    return torch.tensor(places), torch.tensor(classes)
 
 
 @torch.inference_mode()
@@ -214,7 +157,7 @@ class SightObjective(nn.Module):
 
 
 def look_closer(scene_run: SceneRun, cache: Path) -> SceneFeatures:
-    """Teach the tower and the projector of `scene_run`, whose model `widened` made.
+    """Teach the tower and the projector of `scene_run`, whose model `training.scenes.widen` made.
 
     Resumes what the run's folder holds; returns the training scenes' stride-16 maps.
     """
