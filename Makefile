@@ -99,7 +99,7 @@ gpu-check:
 		--json benchmarks/results/gpu-saturation.json
 	@if $(PYTHON) -c 'import hypothesis, pytest, pytest_timeout' 2>/dev/null; then \
 		$(PYTHON) -m pytest -q -p no:cacheprovider tests/kernels tests/rediff_model/test_gpu.py \
-			tests/rediff_model/test_packed.py; \
+			tests/rediff_model/runtime/test_varlen.py; \
 	else echo "pytest, hypothesis and pytest-timeout are not there: no tests were run"; fi
 
 clean:

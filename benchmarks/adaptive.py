@@ -18,11 +18,11 @@ from itertools import product
 from pathlib import Path
 
 from rediff_model.model import Captioner
-from rediff_model.settings import PRESETS, SamplerSettings
-from training.evaluate import evaluate, scene_prompts
-from training.scenes.atlas import Atlas, default_names
-from training.scenes.export import SEED_STRIDE
-from training.scenes.sample import sample_scene
+from rediff_model.sampling.params import PRESETS, SamplerSettings
+from training.stickers.atlas import Atlas, default_names
+from training.stickers.evaluate import evaluate, scene_prompts
+from training.stickers.export import SEED_STRIDE
+from training.stickers.sample import sample_scene
 
 WITHOUT = replace(PRESETS["rediff"], extra_refine_steps=0)
 SHOWN = ("coverage", "factuality", "fluency")

@@ -25,7 +25,7 @@ import torch
 
 from benchmarks.client import Seconds
 from benchmarks.sampler import hardware
-from rediff_model.generation import Generation
+from rediff_model.sampling.outputs import Generation
 from server.bulk.inputs import Inputs
 from server.bulk.item import Item, Wording
 from server.bulk.local import Local
@@ -34,14 +34,14 @@ from server.bulk.run import Run
 from server.bulk.sidecars import Sidecars
 from server.bulk.tables import Table
 from server.engine.engine import Engine
+from server.engine.model_runner import SamplerRunner
 from server.engine.request import Failure, Job
-from server.engine.runner import SamplerRunner
 from server.metrics import Metrics
 from server.offline import Order, image_limits
 from server.settings import Settings
-from training.scenes.atlas import Atlas
-from training.scenes.render import render
-from training.scenes.sample import sample_scene
+from training.stickers.atlas import Atlas
+from training.stickers.render import render
+from training.stickers.sample import sample_scene
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -12,18 +12,18 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import TYPE_CHECKING
 
-from rediff_model import reference
-from rediff_model.generation import Generation
 from rediff_model.model import Captioner
+from rediff_model.sampling import reference
+from rediff_model.sampling.outputs import Generation
 from server.engine.config import EngineConfig
 from server.engine.engine import Engine
+from server.engine.model_runner import SamplerRunner
 from server.engine.request import Failure, Job, Prepared
-from server.engine.runner import SamplerRunner
 from server.metrics import Metrics
-from training.scenes.atlas import Atlas, default_names
-from training.scenes.render import render
-from training.scenes.sample import sample_scene
-from training.scenes.score import score
+from training.stickers.atlas import Atlas, default_names
+from training.stickers.render import render
+from training.stickers.sample import sample_scene
+from training.stickers.score import score
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from rediff_model.settings import SamplerSettings
+    from rediff_model.sampling.params import SamplerSettings
     from server.engine.request import Event, StepTrace
-    from training.scenes.graph import Scene
+    from training.stickers.graph import Scene
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,13 +27,13 @@ from benchmarks.client import Client, Seconds, Work, engine_for
 from benchmarks.overhead import SamplerClock, longest_step, queued_slowdown
 from benchmarks.sampler import hardware
 from benchmarks.tracing import Difference, trace_difference
-from rediff_model.settings import PRESETS, SamplerSettings
+from rediff_model.sampling.params import PRESETS, SamplerSettings
 from server.settings import EMBEDDED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rediff_model.generation import Generation
+    from rediff_model.sampling.outputs import Generation
     from server.engine.request import StepTrace
 
 

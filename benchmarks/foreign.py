@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from benchmarks.load import pictures, server_of
 from benchmarks.serving import CannotStart
-from rediff_model.prompt import DEFAULT_QUESTION
+from rediff_model.chat_template import DEFAULT_QUESTION
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

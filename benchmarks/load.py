@@ -37,14 +37,14 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.outcomes import Outcome, summarise
 from benchmarks.serving import Memory, Server, cpu_seconds, started
 from benchmarks.wire import Lost, Wire
-from training.scenes.atlas import Atlas
-from training.scenes.render import render
-from training.scenes.sample import sample_scene
+from training.stickers.atlas import Atlas
+from training.stickers.render import render
+from training.stickers.sample import sample_scene
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterator, Sequence
 
-    from training.scenes.graph import Scene
+    from training.stickers.graph import Scene
 
 UNCACHED = ("--vision-cache-bytes", "0")
 """Options of servers that are started here."""

@@ -14,12 +14,12 @@ from unittest.mock import patch
 
 import torch
 
-from rediff_model import sampler
-from rediff_model.settings import SamplerSettings
+from rediff_model.sampling import sampler
+from rediff_model.sampling.params import SamplerSettings
 from server.engine.config import EngineConfig
 from server.engine.loop import Loop
+from server.engine.model_runner import SamplerRunner
 from server.engine.request import Job, Prepared
-from server.engine.runner import SamplerRunner
 from server.engine.scheduler import Limits, Scheduler
 from server.metrics import Metrics
 

@@ -1,8 +1,8 @@
 """What captions of a very large data set take by arithmetic: GPU time, bytes, failures.
 
 Operations and bytes of a step are those of `benchmarks.cost` at the shape of LLaDA 8B in bfloat16,
-rows and tiles of a picture those of `rediff_model.tiling`, and sizes of rows and shards those that
-`server.bulk` writes.
+rows and tiles of a picture those of `rediff_model.vision.tiling`, and sizes of rows and shards
+those that `server.bulk` writes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Final, Literal
 from benchmarks import cost
 from benchmarks.cost import Cost
 from rediff_model.config import ModelConfig, VisionConfig
-from rediff_model.tiling import layout
+from rediff_model.vision.tiling import layout
 from server.engine.memory import SHARE, SLACK
 
 ITEMSIZE: Final = 2

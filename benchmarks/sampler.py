@@ -22,15 +22,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from rediff_model import reference
 from rediff_model.config import LanguageConfig
 from rediff_model.language import LanguageModel
 from rediff_model.model import Captioner
-from rediff_model.sampler import generate
-from rediff_model.settings import SamplerSettings, TokenIds
-from training.evaluate import scene_prompts
-from training.scenes.atlas import Atlas
-from training.scenes.sample import sample_scene
+from rediff_model.sampling import reference
+from rediff_model.sampling.params import SamplerSettings, TokenIds
+from rediff_model.sampling.sampler import generate
+from training.stickers.atlas import Atlas
+from training.stickers.evaluate import scene_prompts
+from training.stickers.sample import sample_scene
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

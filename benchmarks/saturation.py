@@ -28,9 +28,9 @@ import torch
 
 from benchmarks import cost
 from benchmarks.sampler import SHAPES, hardware, random_work
-from rediff_model import reference
-from rediff_model.sampler import join, open_state, step
-from rediff_model.settings import SamplerSettings
+from rediff_model.sampling import reference
+from rediff_model.sampling.params import SamplerSettings
+from rediff_model.sampling.sampler import join, open_state, step
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,10 +13,10 @@ import torch
 
 from benchmarks import cost
 from benchmarks.client import engine_for
-from rediff_model.settings import PRESETS, SamplerSettings
-from rediff_model.tiling import layout, merge
+from rediff_model.sampling.params import PRESETS, SamplerSettings
+from rediff_model.vision.tiling import layout, merge
 from training.scenes.features import scene_tiles
-from training.scenes.graph import PICTURE_SIZE
+from training.stickers.graph import PICTURE_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from benchmarks.client import Work
     from rediff_model.model import Captioner
-    from training.scenes.atlas import Atlas
-    from training.scenes.graph import Scene
+    from training.stickers.atlas import Atlas
+    from training.stickers.graph import Scene
 
 TOKENS_PER_STEP: Final = (1, 4, 8)
 TILES_AT_ONCE: Final = 16

@@ -30,9 +30,9 @@ from benchmarks.load import (
     wire_of,
 )
 from benchmarks.outcomes import percentiles
-from rediff_model.settings import PRESETS
-from training.scenes.atlas import default_names
-from training.scenes.score import METRICS, score, summarise
+from rediff_model.sampling.params import PRESETS
+from training.stickers.atlas import default_names
+from training.stickers.score import METRICS, score, summarise
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from benchmarks.outcomes import Outcome
-    from training.scenes.graph import Scene
+    from training.stickers.graph import Scene
 
 COLUMNS: Final = (
     ("captions_per_second", "captions/s"),

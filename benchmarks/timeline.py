@@ -17,11 +17,11 @@ import torch
 
 from rediff_model.language import LanguageModel
 from rediff_model.model import Captioner
-from rediff_model.sampler import open_state
-from rediff_model.settings import SamplerSettings
+from rediff_model.sampling.params import SamplerSettings
+from rediff_model.sampling.sampler import open_state
 from server.engine.loop import Loop
+from server.engine.model_runner import SamplerBatch
 from server.engine.request import Job, Prepared
-from server.engine.runner import SamplerBatch
 from server.engine.scheduler import Limits, Scheduler
 from server.metrics import Metrics
 from server.settings import EMBEDDED

@@ -8,16 +8,16 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from rediff_model import reference, sampler
+from rediff_model.sampling import reference, sampler
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rediff_model.generation import StepEvent
-    from rediff_model.ledger import StepEvents
     from rediff_model.model import Captioner
-    from rediff_model.reference import StepRecord
-    from rediff_model.settings import SamplerSettings
+    from rediff_model.sampling.ledger import StepEvents
+    from rediff_model.sampling.outputs import StepEvent
+    from rediff_model.sampling.params import SamplerSettings
+    from rediff_model.sampling.reference import StepRecord
 
 
 @dataclass(frozen=True, slots=True)

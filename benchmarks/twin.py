@@ -35,10 +35,10 @@ from benchmarks.sampler import hardware
 from benchmarks.sides import our_prompts, sides, tower_features
 from rediff_model.model import Captioner
 from server.settings import EMBEDDED
-from training.scenes.atlas import Atlas, default_names
-from training.scenes.export import SEED_STRIDE
-from training.scenes.sample import sample_scene
-from training.scenes.score import METRICS, score, summarise
+from training.stickers.atlas import Atlas, default_names
+from training.stickers.export import SEED_STRIDE
+from training.stickers.sample import sample_scene
+from training.stickers.score import METRICS, score, summarise
 from training.twin.model import TRAINING, Twin
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, get_args
 
-from rediff_model.settings import Preferences
+from rediff_model.sampling.params import Preferences
 
 T = TypeVar("T")
 PrefixAttention = Literal["full", "prefix"]

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from rediff_model import checkpoint
+from rediff_model.chat_template import DEFAULT_QUESTION, TextCodec, TokenizerError, conversation
 from rediff_model.language import LanguageModel
-from rediff_model.prompt import DEFAULT_QUESTION, TextCodec, TokenizerError, conversation
-from rediff_model.settings import TokenIds
-from rediff_model.tiling import Layout, cut_tiles, layout, merge
-from rediff_model.vision import build_projector, build_tower
+from rediff_model.sampling.params import TokenIds
+from rediff_model.vision.siglip import build_projector, build_tower
+from rediff_model.vision.tiling import Layout, cut_tiles, layout, merge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from rediff_model.config import ModelConfig
-    from rediff_model.settings import Compat
-    from rediff_model.vision import VisionTower
+    from rediff_model.sampling.params import Compat
+    from rediff_model.vision.siglip import VisionTower
 
 TILES_AT_ONCE = 16
 """Tiles go through the tower in batches of this many."""

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rediff_model.config import VisionConfig
-from rediff_model.efficientnet import FEATURE_CHANNELS, STRIDE, EfficientNetTower
+from rediff_model.vision.efficientnet import FEATURE_CHANNELS, STRIDE, EfficientNetTower
 
 BATCH_NORM_EPS = 1e-3
 BATCH = 32

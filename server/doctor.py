@@ -79,7 +79,7 @@ def _processors() -> int:
 def _device(config: EngineConfig) -> str:
     import torch
 
-    from server.engine.runner import choose_device
+    from server.engine.model_runner import choose_device
 
     device = choose_device(config.device)
     if device.type != "cuda":
@@ -97,7 +97,7 @@ def _backend(config: EngineConfig) -> str:
 def _memory(config: EngineConfig) -> str:
     import torch
 
-    from server.engine.runner import choose_device
+    from server.engine.model_runner import choose_device
 
     device = choose_device(config.device)
     if device.type == "cuda":
@@ -117,9 +117,9 @@ def _checkpoint(config: EngineConfig) -> str:
     """Loads it and takes one step on a grey picture."""
     from PIL import Image
 
-    from rediff_model.sampler import generate
-    from rediff_model.settings import SamplerSettings
-    from server.engine.runner import load_captioner
+    from rediff_model.sampling.params import SamplerSettings
+    from rediff_model.sampling.sampler import generate
+    from server.engine.model_runner import load_captioner
 
     captioner = load_captioner(config)
     features = captioner.image_features([Image.new("RGB", (64, 64), "grey")])

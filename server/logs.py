@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from server.ticket import Caption, Timing
+    from server.request_handle import Caption, Timing
 
 _FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _access = logging.getLogger("server.access")

@@ -7,18 +7,17 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import ValidationError
 
-from server.api.errors import BadBody
-from server.api.images import ImageError, ImageLimits, decode_image
 from server.api.schemas import SamplingOptions
 from server.engine.request import Job
-from server.errors import ServeError
+from server.errors import BadBody, ServeError
+from server.images.decode import ImageError, ImageLimits, decode_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from rediff_model.generation import Generation
-    from rediff_model.settings import SamplerSettings
+    from rediff_model.sampling.outputs import Generation
+    from rediff_model.sampling.params import SamplerSettings
     from server.engine.request import Prepared, Runner
     from server.settings import Settings
 

@@ -14,9 +14,9 @@ from ray.serve.config import BackpressureConfig
 from server import logs
 from server.api.app import create_app
 from server.metrics import Metrics
+from server.request_handle import RETRY_AFTER
 from server.service import Service
 from server.settings import Settings
-from server.ticket import RETRY_AFTER
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -122,6 +122,6 @@ def application(scale: Scale) -> serve.Application:
 
 def _load(settings: Settings) -> "Runner":
     # Imports torch.
-    from server.engine.runner import SamplerRunner
+    from server.engine.model_runner import SamplerRunner
 
     return SamplerRunner.load(settings.engine())

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from rediff_model.settings import SettingsError
+from rediff_model.sampling.params import SettingsError
 from server.engine.engine import Engine
 from server.engine.request import Job, ModelInfo, Prepared
 from server.errors import (
@@ -22,14 +22,14 @@ from server.errors import (
     RequestFailed,
     ServeError,
 )
-from server.ticket import RETRY_AFTER, Caption, Ticket
+from server.request_handle import RETRY_AFTER, Caption, Ticket
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from PIL import Image
 
-    from rediff_model.settings import SamplerSettings
+    from rediff_model.sampling.params import SamplerSettings
     from server.engine.config import EngineConfig
     from server.engine.engine import State
     from server.engine.request import Runner

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from rediff_model.generation import Generation, StepEvent
-from rediff_model.settings import SamplerSettings
+from rediff_model.sampling.outputs import Generation, StepEvent
+from rediff_model.sampling.params import SamplerSettings
 from server.engine.request import Event, Job, ModelInfo, Outcome, Prepared
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import torch
 
 from rediff_model.config import LanguageConfig
 from rediff_model.language import LanguageModel
-from rediff_model.settings import Compat, SamplerSettings
+from rediff_model.sampling.params import Compat, SamplerSettings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from rediff_model.generation import Generation
-    from rediff_model.reference import StepRecord
+    from rediff_model.sampling.outputs import Generation
+    from rediff_model.sampling.reference import StepRecord
 
 CONFIG_KEYS = (
     "vocab_size",

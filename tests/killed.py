@@ -15,7 +15,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 from engine_fakes import CountingRunner
 
-from rediff_model.generation import Generation
+from rediff_model.sampling.outputs import Generation
 from server.cli import main
 from server.commands import caption
 from server.engine.request import Outcome, Prepared

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from rediff_model.config import LanguageConfig
 from rediff_model.language import LanguageModel
-from rediff_model.settings import Compat, SamplerSettings, TokenIds
+from rediff_model.sampling.params import Compat, SamplerSettings, TokenIds
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from rediff_model.config import PrefixAttention
-    from rediff_model.generation import Generation
+    from rediff_model.sampling.outputs import Generation
 
 HIDDEN = 16
 VOCABULARY = 9

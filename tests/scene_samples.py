@@ -10,9 +10,9 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from training.config import SceneTraining
-from training.scenes.grammar import compose
-from training.scenes.graph import BACKDROPS, COLOURS, PATTERNS, SHAPES, SIZES, Scene, Sticker
-from training.scenes.tokenizer import train_tokenizer
+from training.stickers.grammar import compose
+from training.stickers.graph import BACKDROPS, COLOURS, PATTERNS, SHAPES, SIZES, Scene, Sticker
+from training.stickers.tokenizer import train_tokenizer
 
 NAMES = (
     "fox", "apple", "umbrella", "fire engine", "hot air balloon", "unicorn", "banana", "octopus",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 from PIL import Image
 
-from rediff_model.generation import Change, Generation, StepEvent
+from rediff_model.sampling.outputs import Change, Generation, StepEvent
 from server.api.app import create_app
 from server.engine.request import Job, ModelInfo, Outcome, Prepared
 from server.metrics import Metrics

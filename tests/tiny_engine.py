@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from rediff_model import sampler
 from rediff_model.config import LanguageConfig
 from rediff_model.language import LanguageModel
-from rediff_model.settings import TokenIds
-from server.engine.runner import SamplerBatch
+from rediff_model.sampling import sampler
+from rediff_model.sampling.params import TokenIds
+from server.engine.model_runner import SamplerBatch
 
 if TYPE_CHECKING:
     from rediff_model.config import PrefixAttention

@@ -18,7 +18,7 @@ from pydantic import (
 
 from rediff_model.checkpoint import SHIPPED
 from training import plain_yaml
-from training.defects import Defect
+from training.loss.official import Defect
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -214,7 +214,7 @@ class SceneTraining(Training):
     leaves the tower as it is."""
     sight: SightShape | None = None
     """Let the tower look at a larger picture and tell classes, before the captions, see
-    `training.scenes.sight`; None leaves it as it is."""
+    `training.scenes.finetune_tower`; None leaves it as it is."""
     phases: tuple[Phase, ...]
     """Of captions; may be empty where only what is seen is taught."""
     optimiser: Optimiser = Optimiser()
@@ -225,10 +225,10 @@ class SceneTraining(Training):
     compiled: bool = False
     loss: Literal["scenes", "default", "official"] = "scenes"
     """`scenes` masks and weighs content words apart (`training.scenes.canvases`); the others are
-    the losses of `training.losses` for any captions, mended and official."""
+    the losses of `training.loss.masked_diffusion` for any captions, mended and official."""
     defects: tuple[Defect, ...] = ()
     """Of the official losses and samples, what the loss `default` repeats, see
-    `training.defects`."""
+    `training.loss.official`."""
     prefix_attention: Literal["prefix", "full"] | None = None
     """Train a model from `start_from` with this instead of its own; None keeps it."""
     block_lengths: tuple[int, ...] | None = None

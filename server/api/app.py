@@ -11,25 +11,25 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from server import __version__
-from server.api.errors import BadBody, error_response, http_error_response
-from server.api.images import ImageLimits
-from server.api.keys import OPEN_PATHS, Keys
+from server.api.auth import OPEN_PATHS, Keys
+from server.api.errors import error_response, http_error_response
 from server.api.middleware import BodyLimits, Envelope
 from server.api.openai import openai_routes
 from server.api.openapi import complete
-from server.api.orders import Orders
 from server.api.playground import playground_routes
-from server.api.remote import RemotePictures, refuse
+from server.api.request_builder import Orders
 from server.api.routes import caption_routes, operation_routes
-from server.api.streaming import ClientLeft
-from server.errors import ServeError
+from server.api.sse import ClientLeft
+from server.errors import BadBody, ServeError
+from server.images.decode import ImageLimits
+from server.images.fetch import RemotePictures, refuse
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from starlette.requests import Request
 
-    from server.api.remote import Fetch
+    from server.images.fetch import Fetch
     from server.logs import RequestRecord
     from server.service import Service
     from server.settings import Settings

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final
 
 from starlette.datastructures import Headers, MutableHeaders
 
-from server.api.errors import BadBody, error_response
-from server.errors import NotReady, ServeError
+from server.api.errors import error_response
+from server.errors import BadBody, NotReady, ServeError
 from server.logs import RequestRecord, log_request
 
 if TYPE_CHECKING:

@@ -9,17 +9,17 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from rediff_model.generation import StepEvent
-from server.api.bodies import read_json
-from server.api.chat import ChatBody, chunk, cut_at_stop
-from server.api.errors import BadBody, error_body
-from server.api.orders import Orders
+from rediff_model.sampling.outputs import StepEvent
+from server.api.body import read_json
+from server.api.errors import error_body
+from server.api.openai_body import ChatBody, chunk, cut_at_stop
+from server.api.request_builder import Orders
 from server.api.schemas import ErrorAnswer, from_url
-from server.api.streaming import KEEP_ALIVE, EventStream, events_of, sse, unless_left
-from server.errors import ServeError
+from server.api.sse import KEEP_ALIVE, EventStream, events_of, sse, unless_left
+from server.errors import BadBody, ServeError
 from server.logs import RequestRecord
+from server.request_handle import Caption, Ticket
 from server.service import Service
-from server.ticket import Caption, Ticket
 
 
 def openai_routes(service: Service, orders: Orders) -> APIRouter:

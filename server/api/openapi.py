@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pydantic.json_schema import models_json_schema
 
-from server.api.chat import ChatBody
+from server.api.openai_body import ChatBody
 from server.api.schemas import CaptionBody, RefineBody
 
 if TYPE_CHECKING:

@@ -13,16 +13,16 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from server import __version__
-from server.api.answers import caption_answer, step_answer
-from server.api.bodies import read_body
-from server.api.errors import BadBody, error_body
-from server.api.orders import Orders
+from server.api.body import read_body
+from server.api.errors import error_body
+from server.api.request_builder import Orders
+from server.api.responses import caption_answer, step_answer
 from server.api.schemas import CaptionAnswer, CaptionBody, ErrorAnswer, RefineBody
-from server.api.streaming import KEEP_ALIVE, EventStream, events_of, sse, unless_left
-from server.errors import ServeError
+from server.api.sse import KEEP_ALIVE, EventStream, events_of, sse, unless_left
+from server.errors import BadBody, ServeError
 from server.logs import RequestRecord
+from server.request_handle import Caption, Ticket
 from server.service import Service
-from server.ticket import Caption, Ticket
 
 
 def caption_routes(service: Service, orders: Orders) -> APIRouter:

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from rediff_model.settings import SamplerSettings, SettingsError
-from server.api.errors import BadBody
-from server.errors import BadSetting
+from rediff_model.sampling.params import SamplerSettings, SettingsError
+from server.errors import BadBody, BadSetting
 
 if TYPE_CHECKING:
-    from server.api.remote import Fetch
+    from server.images.fetch import Fetch
 
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]

@@ -19,12 +19,12 @@ from server.offline import CannotCaption
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from rediff_model.settings import SamplerSettings
-    from server.api.images import ImageLimits
+    from rediff_model.sampling.params import SamplerSettings
     from server.bulk.item import Captioned, Item
     from server.engine.config import EngineConfig
     from server.engine.engine import State
     from server.engine.request import Event, Runner
+    from server.images.decode import ImageLimits
     from server.offline import Order
 
 

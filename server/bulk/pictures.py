@@ -6,7 +6,7 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from server.api.images import ImageError, ImageLimits, decode_image
+from server.images.decode import ImageError, ImageLimits, decode_image
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -18,7 +18,7 @@ from server.offline import Order, image_limits
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from rediff_model.settings import SamplerSettings
+    from rediff_model.sampling.params import SamplerSettings
     from server.engine.engine import State
     from server.engine.request import Event
     from server.settings import Settings
@@ -46,7 +46,7 @@ class Captions:
             BulkError: it cannot be loaded.
         """
         # Imports torch.
-        from server.engine.runner import SamplerRunner
+        from server.engine.model_runner import SamplerRunner
 
         self._asked = settings
         self._limits = image_limits(settings)

@@ -7,7 +7,7 @@ import stat
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
 
-from server.bulk.atomic import sweep, write_text
+from rediff_model.files.atomic import sweep, write_text
 from server.bulk.pictures import PictureError
 
 if TYPE_CHECKING:

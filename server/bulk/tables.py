@@ -8,8 +8,8 @@ import json
 from itertools import islice
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal
 
+from rediff_model.files.atomic import replacing, sweep
 from server.bulk import arrow
-from server.bulk.atomic import replacing, sweep
 from server.bulk.journal import Journal
 from server.bulk.names import utf8
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Final
 
-from rediff_model.generation import Generation
-from server.api.answers import geometric_mean
+from rediff_model.sampling.outputs import Generation
+from server.api.responses import geometric_mean
 from server.bulk.item import BulkError, Captioned
 from server.bulk.pictures import PictureError
 from server.engine.request import Failure, Job
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
-    from rediff_model.settings import SamplerSettings
+    from rediff_model.sampling.params import SamplerSettings
     from server.engine.engine import Engine
     from server.engine.request import Event, Prepared, Runner
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
     from multiprocessing.context import SpawnProcess
 
-    from server.api.images import ImageLimits
     from server.bulk.item import Item
+    from server.images.decode import ImageLimits
 
 logger = logging.getLogger(__name__)
 

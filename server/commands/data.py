@@ -24,9 +24,9 @@ def scenes(
 ) -> None:
     """Write sticker scenes: PNG pictures and annotations.jsonl."""
     _check_folder(out, overwrite=overwrite)
-    from training.scenes.atlas import Atlas
-    from training.scenes.export import write_split
-    from training.scenes.grammar import compose
+    from training.stickers.atlas import Atlas
+    from training.stickers.export import write_split
+    from training.stickers.grammar import compose
 
     try:
         write_split(split, n, seed, out, Atlas.load(), compose, overwrite=overwrite)
@@ -52,10 +52,10 @@ def vicrit(
     """
     from tokenizers import Tokenizer
 
+    from rediff_model.chat_template import DEFAULT_QUESTION
     from rediff_model.checkpoint import resolve
-    from rediff_model.prompt import DEFAULT_QUESTION
-    from training.report import Report
-    from training.vicrit import convert
+    from training.data.problems import Report
+    from training.data.vicrit import convert
 
     report = Report()
     try:
@@ -89,10 +89,10 @@ def errors(
     settings = read_settings({"model": model})
     with extra("train"):
         from training.config import SceneTraining, TrainConfigError
-        from training.records import RecordError
-        from training.scenes.atlas import Atlas
+        from training.correction.records import RecordError
         from training.scenes.error_report import as_text, compare, write
-        from training.stage1 import mix_of
+        from training.scenes.stage1 import mix_of
+        from training.stickers.atlas import Atlas
 
     try:
         shape = SceneTraining.read(config)

@@ -60,9 +60,9 @@ def evaluate(
     if not all(size.strip().isdecimal() and int(size) > 0 for size in sizes):
         raise CommandError(f"--tokens-per-step must list positive numbers, got {tokens_per_step!r}")
     _writable(json_file, captions)
-    from server.engine.runner import load_captioner
-    from training.evaluate import evaluate_split, table, write_captions
-    from training.scenes.atlas import Atlas
+    from server.engine.model_runner import load_captioner
+    from training.stickers.atlas import Atlas
+    from training.stickers.evaluate import evaluate_split, table, write_captions
 
     try:
         rows, scenes = evaluate_split(

@@ -79,6 +79,6 @@ def read_settings(given: dict[str, Any]) -> "Settings":
 
 def load_runner(settings: "Settings") -> "Runner":
     """The model, ready to run; when serving, in the engine's thread. Imports torch."""
-    from server.engine.runner import SamplerRunner
+    from server.engine.model_runner import SamplerRunner
 
     return SamplerRunner.load(settings.engine())

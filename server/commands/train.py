@@ -28,7 +28,7 @@ Overrides = Annotated[
 def stage1(config: Config, out: RunFolder, override: Overrides = None) -> None:
     """Stage I: an embedded model on sticker scenes, or a checkpoint on conversations."""
     with extra("train"):
-        from training.kinds import stage1 as run
+        from training.run import stage1 as run
 
     _train(lambda: run(config, override or (), out))
 
@@ -37,7 +37,7 @@ def stage1(config: Config, out: RunFolder, override: Overrides = None) -> None:
 def stage2(config: Config, out: RunFolder, override: Overrides = None) -> None:
     """Let the model draft, an expert correct, and train on the corrections."""
     with extra("train"):
-        from training.kinds import stage2 as run
+        from training.run import stage2 as run
 
     _train(lambda: run(config, override or (), out))
 
@@ -47,8 +47,8 @@ def _train(run: Callable[[], Path]) -> None:
     import logging
 
     from training.config import TrainConfigError
-    from training.experts.protocol import ExpertError
-    from training.state import TrainingError, processes
+    from training.correction.experts.protocol import ExpertError
+    from training.loop.state import TrainingError, processes
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     # They tell of every request that the expert answers, through the bar that counts them.

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Literal
 
 from server.engine.loop import Loop
 from server.engine.request import Failure
+from server.engine.row_budget import check_rows, rows_in
 from server.engine.scheduler import Limits, Scheduler
-from server.engine.slots import check_rows, rows_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable

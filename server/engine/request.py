@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from rediff_model.generation import Generation, StepEvent
-from rediff_model.settings import Preferences
+from rediff_model.sampling.outputs import Generation, StepEvent
+from rediff_model.sampling.params import Preferences
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
     from PIL import Image
 
-    from rediff_model.settings import SamplerSettings
+    from rediff_model.sampling.params import SamplerSettings
 
 
 @dataclass(frozen=True, slots=True)

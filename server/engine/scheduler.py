@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from math import copysign, log2
 from typing import TYPE_CHECKING, Literal
 
-from server.engine.heap import Heap
-from server.engine.slots import Slots
+from server.engine.priority_queue import Heap
+from server.engine.row_budget import Slots
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -12,8 +12,8 @@ import torch
 from benchmarks import cost, engine, timeline
 from benchmarks.tracing import margin
 from rediff_model.config import LanguageConfig
-from rediff_model.generation import Change, StepEvent
-from rediff_model.reference import StepRecord
+from rediff_model.sampling.outputs import Change, StepEvent
+from rediff_model.sampling.reference import StepRecord
 from server.engine.request import StepTrace
 
 if TYPE_CHECKING:

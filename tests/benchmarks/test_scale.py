@@ -12,7 +12,7 @@ from bulk_case import captioned, item
 from benchmarks import cost, plan, scale
 from benchmarks.plan import Plan
 from rediff_model.config import ModelConfig, VisionConfig
-from rediff_model.vision import SiglipTower, build_projector
+from rediff_model.vision.siglip import SiglipTower, build_projector
 from server.bulk.journal import Journal
 from server.bulk.shards import ShardWriter
 from server.engine.memory import row_bytes

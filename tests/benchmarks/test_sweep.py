@@ -13,7 +13,7 @@ from benchmarks import sweep
 from benchmarks.load import pictures
 from benchmarks.outcomes import Outcome
 from benchmarks.wire import Answer, Lost
-from training.scenes.grammar import compose
+from training.stickers.grammar import compose
 
 if TYPE_CHECKING:
     from pathlib import Path

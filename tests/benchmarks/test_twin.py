@@ -14,9 +14,9 @@ from benchmarks.client import Seconds
 from rediff_model.checkpoint import read_config
 from rediff_model.model import Captioner, CaptionModel
 from server.settings import EMBEDDED
-from training.scenes.atlas import Atlas
-from training.scenes.render import render
-from training.scenes.sample import sample_scene
+from training.stickers.atlas import Atlas
+from training.stickers.render import render
+from training.stickers.sample import sample_scene
 from training.twin.model import save
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rediff_model import reference, sampler
+from rediff_model.chat_template import DEFAULT_QUESTION, TextCodec
 from rediff_model.config import LanguageConfig, ModelConfig, VisionConfig
 from rediff_model.model import Captioner, CaptionModel
-from rediff_model.prompt import DEFAULT_QUESTION, TextCodec
-from rediff_model.settings import SamplerSettings
+from rediff_model.sampling import reference, sampler
+from rediff_model.sampling.params import SamplerSettings
 
 META = read_json("end_to_end/meta.json")
 CASES = [pytest.param(case, id=case["id"]) for case in META["cases"]]

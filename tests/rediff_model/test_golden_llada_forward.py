@@ -10,8 +10,8 @@ from generation_case import build_model
 from goldens_dir import GOLDENS, read_json
 from safetensors.torch import load_file
 
-from rediff_model.cache import DenseAttend
 from rediff_model.language import rotary_table
+from rediff_model.runtime.attention import DenseAttend
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -19,10 +19,10 @@ from generation_case import (
 )
 from goldens_dir import GOLDENS, exact_cases, read_json
 
-from rediff_model import reference, sampler
-from rediff_model.cache import DenseAttend
 from rediff_model.config import ModelConfig
-from rediff_model.settings import Compat, TokenIds
+from rediff_model.runtime.attention import DenseAttend
+from rediff_model.sampling import reference, sampler
+from rediff_model.sampling.params import Compat, TokenIds
 
 if TYPE_CHECKING:
     from rediff_model.language import LanguageModel

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from rediff_model.cache import DenseAttend, PrefixAttend
 from rediff_model.config import LanguageConfig
 from rediff_model.language import LanguageModel, RMSNorm, rotary_table, rotate
+from rediff_model.runtime.attention import DenseAttend, PrefixAttend
 
 if TYPE_CHECKING:
     from torch import Tensor

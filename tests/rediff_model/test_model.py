@@ -16,11 +16,11 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from rediff_model import model as model_module
+from rediff_model.chat_template import DEFAULT_QUESTION, TokenizerError
 from rediff_model.config import ConfigError, LanguageConfig, ModelConfig, VisionConfig
 from rediff_model.model import Captioner, CaptionModel
-from rediff_model.prompt import DEFAULT_QUESTION, TokenizerError
-from rediff_model.settings import TokenIds
-from rediff_model.tiling import layout
+from rediff_model.sampling.params import TokenIds
+from rediff_model.vision.tiling import layout
 from scripts.convert_efficientnet import tower_config
 
 TOKENIZER = GOLDENS / "data_pipeline" / "toy_tokenizer" / "tokenizer.json"

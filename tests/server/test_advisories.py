@@ -14,7 +14,7 @@ import pytest
 from PIL import features
 from server_fakes import png, running
 
-from server.api.images import FORMATS, ImageError, ImageLimits, decode_image
+from server.images.decode import FORMATS, ImageError, ImageLimits, decode_image
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("server", "rediff_model", "kernels")

@@ -23,18 +23,18 @@ from torch.overrides import TorchFunctionMode
 from benchmarks.load import caption_bodies
 from benchmarks.outcomes import Outcome
 from benchmarks.wire import Lost, Wire
-from rediff_model import sampler
-from rediff_model.buffers import Buffers
-from rediff_model.context import Context
-from rediff_model.generation import Generation
 from rediff_model.model import Captioner
+from rediff_model.runtime.kv_buffers import Buffers
+from rediff_model.runtime.prompt_cache import Context
+from rediff_model.sampling import sampler
+from rediff_model.sampling.outputs import Generation
 from server.api.app import create_app
 from server.api.process import DrainingServer
-from server.engine.runner import SamplerRunner
+from server.engine.model_runner import SamplerRunner
 from server.metrics import Metrics
+from server.request_handle import Ticket
 from server.service import Service
 from server.settings import Settings
-from server.ticket import Ticket
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence

@@ -355,7 +355,7 @@ def test_files_for_figures_are_looked_at_before_anything_is_computed(
     def fail(*_: object) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr("server.engine.runner.load_captioner", fail)
+    monkeypatch.setattr("server.engine.model_runner.load_captioner", fail)
     here, gone = tmp_path / "here.json", tmp_path / "gone" / "out.json"
     for arguments, said in [
         (("--json", tmp_path), f"{tmp_path} cannot be written: Is a directory"),

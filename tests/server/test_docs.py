@@ -14,8 +14,8 @@ import pytest
 from server_fakes import DEFAULT_CAPTION, png
 from server_wire import serving
 
-from rediff_model.prompt import DEFAULT_QUESTION
-from server.api import chat, schemas
+from rediff_model.chat_template import DEFAULT_QUESTION
+from server.api import openai_body, schemas
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,7 +82,12 @@ def test_there_is_an_example_of_every_kind() -> None:
 
 
 def test_every_field_is_told() -> None:
-    bodies = (schemas.RefineBody, schemas.SamplingOptions, chat.ChatBody, schemas.CaptionAnswer)
+    bodies = (
+        schemas.RefineBody,
+        schemas.SamplingOptions,
+        openai_body.ChatBody,
+        schemas.CaptionAnswer,
+    )
     for body in bodies:
         for name in body.model_fields:
             if name not in ("messages",):

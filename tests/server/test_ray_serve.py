@@ -23,7 +23,7 @@ import yaml
 from PIL import Image
 from pydantic import ValidationError
 
-from server.engine.runner import SamplerRunner
+from server.engine.model_runner import SamplerRunner
 from server.offline import Captions, Order
 from server.settings import Settings
 

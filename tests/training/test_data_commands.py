@@ -8,19 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dialogue_samples import write_checkpoint
+from conversation_samples import write_checkpoint
 from typer.testing import CliRunner
 
 from rediff_model.checkpoint import resolve
 from server.commands.app import app
 from server.commands.options import CommandError
-from training.records import Draft, write_records
-from training.report import Report
-from training.scenes.atlas import Atlas
+from training.correction.records import Draft, write_records
+from training.data.problems import Report
+from training.data.row_files import RowFile
 from training.scenes.errors import ERRORS
-from training.scenes.grammar import compose
-from training.scenes.sample import sample_scene
-from training.sources import RowFile
+from training.stickers.atlas import Atlas
+from training.stickers.grammar import compose
+from training.stickers.sample import sample_scene
 
 ROOT = Path(__file__).parents[2]
 EMBEDDED = ROOT / "rediff_model" / "checkpoints" / "embedded"

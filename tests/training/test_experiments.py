@@ -44,7 +44,7 @@ def test_every_branch_is_a_valid_configuration_at_every_size(
     experiment: Experiment, path: Path
 ) -> None:
     from training.config import SceneTraining
-    from training.stage2 import SceneCorrection
+    from training.scenes.stage2 import SceneCorrection
 
     size = Size.read(path)
     for branch in experiment.branches:

@@ -13,11 +13,11 @@ from scene_samples import descend
 from torch import nn
 
 from rediff_model.config import VisionConfig
-from rediff_model.efficientnet import FEATURE_CHANNELS, STRIDE, EfficientNetTower
+from rediff_model.vision.efficientnet import FEATURE_CHANNELS, STRIDE, EfficientNetTower
 from training.config import TrainConfigError
 from training.scenes.canvases import END_SLOT, NOWHERE
 from training.scenes.features import SceneFeatures
-from training.scenes.sample import sample_scene
+from training.stickers.sample import sample_scene
 from training.twin import __main__ as command
 from training.twin.model import PROJECTOR, Twin, save
 from training.twin.objective import next_token_accuracy
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from training.scenes.objective import SceneBatch
-    from training.stage1 import SceneRun
+    from training.scenes.stage1 import SceneRun
 
 STOP = 5
 

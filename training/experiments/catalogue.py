@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from training.experiments.plan import Branch, Experiment
 
 if TYPE_CHECKING:
-    from training.defects import Defect
     from training.experiments.plan import Size
+    from training.loss.official import Defect
 
 BASE = Branch("base", "plain denoising", "mask", units=3.0)
 """What every branch starts from: a model that sees, and has never met a wrong token."""

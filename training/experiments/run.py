@@ -21,15 +21,15 @@ import torch
 
 from rediff_model.checkpoint import CheckpointError, resolve
 from rediff_model.model import Captioner
-from rediff_model.settings import SamplerSettings
-from training import stage1, stage2
+from rediff_model.sampling.params import SamplerSettings
 from training.config import SceneTraining
-from training.evaluate import decode, scene_prompts
-from training.scenes.atlas import Atlas
-from training.scenes.export import SEED_STRIDE
-from training.scenes.sample import sample_scene
-from training.scenes.score import METRICS, score, summarise
-from training.stage2 import SceneCorrection
+from training.scenes import stage1, stage2
+from training.scenes.stage2 import SceneCorrection
+from training.stickers.atlas import Atlas
+from training.stickers.evaluate import decode, scene_prompts
+from training.stickers.export import SEED_STRIDE
+from training.stickers.sample import sample_scene
+from training.stickers.score import METRICS, score, summarise
 from training.whole_file import write_json
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from training.experiments.plan import Branch, Experiment, Given, Size
-    from training.scenes.graph import Scene
+    from training.stickers.graph import Scene
 
 logger = logging.getLogger(__name__)
 

@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from training.scenes.corrupt import hallucinate
-from training.scenes.grammar import compose
-from training.scenes.graph import COLUMNS, ROWS
-from training.scenes.templates import SLOTS
-from training.scenes.tokenizer import slot_ids
+from training.scenes.hallucinations import hallucinate
+from training.stickers.grammar import compose
+from training.stickers.graph import COLUMNS, ROWS
+from training.stickers.templates import SLOTS
+from training.stickers.tokenizer import slot_ids
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tokenizers import Tokenizer
 
-    from training.scenes.graph import Scene
+    from training.stickers.graph import Scene
 
 PARTS = ("clean", "masked", "replaced", "pair")
 CLEAN, MASKED, REPLACED, PAIR = range(4)

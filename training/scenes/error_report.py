@@ -10,20 +10,20 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from rediff_model.checkpoint import read_config, resolve
-from training.records import RecordError, read_drafts
+from training.correction.records import RecordError, read_drafts
 from training.scenes.canvases import CanvasBuilder
 from training.scenes.errors import ERRORS, error_table, plot, synthetic
-from training.scenes.sample import sample_scene
-from training.scenes.tokenizer import SPECIAL_TOKENS
+from training.stickers.sample import sample_scene
+from training.stickers.tokenizer import SPECIAL_TOKENS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from training.scenes.atlas import Atlas
     from training.scenes.canvases import Mix
     from training.scenes.errors import ErrorRow
-    from training.scenes.graph import Scene
+    from training.stickers.atlas import Atlas
+    from training.stickers.graph import Scene
 
 SYNTHETIC = "synthetic"
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from training.scenes.repair import repair
-from training.scenes.sentences import expected_topics
-from training.scenes.substitutes import Substitutes
-from training.scenes.templates import SLOTS
+from training.stickers.nearest_caption import repair
+from training.stickers.substitutes import Substitutes
+from training.stickers.templates import SLOTS
+from training.stickers.true_sentences import expected_topics
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from training.scenes.canvases import CanvasBuilder, Mix
-    from training.scenes.graph import Scene
-    from training.scenes.repair import Piece
+    from training.stickers.graph import Scene
+    from training.stickers.nearest_caption import Piece
 
 ERRORS = (*SLOTS, "template", "agreement", "repetition", "hopeless", "omission")
 """Kinds of error. A slot's name: its phrase is another one. `template`: a word between the phrases

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import torch
 
-from rediff_model.efficientnet import LATE_WEIGHTS, MIDDLE_CHANNELS, MIDDLE_STRIDE
-from rediff_model.tiling import cut_tiles
-from training.scenes.render import render
-from training.scenes.sample import sample_scene
+from rediff_model.vision.efficientnet import LATE_WEIGHTS, MIDDLE_CHANNELS, MIDDLE_STRIDE
+from rediff_model.vision.tiling import cut_tiles
+from training.stickers.render import render
+from training.stickers.sample import sample_scene
 from training.whole_file import write_json
 
 if TYPE_CHECKING:
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from rediff_model.config import ModelConfig
-    from rediff_model.efficientnet import EfficientNetTower
     from rediff_model.model import CaptionModel
-    from training.scenes.atlas import Atlas
-    from training.scenes.graph import Scene
+    from rediff_model.vision.efficientnet import EfficientNetTower
+    from training.stickers.atlas import Atlas
+    from training.stickers.graph import Scene
 
 logger = logging.getLogger(__name__)
 

@@ -17,20 +17,20 @@ from torch import Tensor, nn
 from torch.nn.functional import relu6
 
 from rediff_model.config import VisionConfig
-from rediff_model.efficientnet import (
+from rediff_model.vision.efficientnet import (
     DEEP_CHANNELS,
     FEATURE_CHANNELS,
     HEAD_CHANNELS,
     STRIDE,
     EfficientNetTower,
 )
-from training.scenes.graph import PICTURE_SIZE
+from training.stickers.graph import PICTURE_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from training.scenes.atlas import Atlas
-    from training.scenes.graph import Scene
+    from training.stickers.atlas import Atlas
+    from training.stickers.graph import Scene
 
 FILE = Path(__file__).parent / "imagenet.safetensors"
 """The classifier, by `scripts/convert_efficientnet.py --classifier`."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, rms_norm
 
-from rediff_model.cache import DenseAttend, PrefixAttend
+from rediff_model.runtime.attention import DenseAttend, PrefixAttend
 from training.scenes.canvases import (
     END_SLOT,
     NAME_SLOTS,
@@ -23,7 +23,7 @@ from training.scenes.canvases import (
     RELATION_SLOTS,
     Canvases,
 )
-from training.scenes.templates import SLOTS
+from training.stickers.templates import SLOTS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,8 +70,8 @@ class SceneObjective(nn.Module):
     With `places`, a head that is thrown away reads from the middle layer, at every visible token
     of a sticker's name, where that sticker is. Whether one thing is left of another can only be
     learnt where names know their places, and from captions alone that is not learnt in time. The
-    optimisers (`training.stage1.optimizers`) leave the head as it was drawn: the layers learn to
-    write what it reads.
+    optimisers (`training.scenes.stage1.optimizers`) leave the head as it was drawn: the layers
+    learn to write what it reads.
     """
 
     def __init__(

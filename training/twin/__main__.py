@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from training.config import TrainConfigError
-from training.state import TrainingError
+from training.loop.state import TrainingError
 from training.twin.train import TwinTraining, run
 
 if TYPE_CHECKING:

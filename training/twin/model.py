@@ -22,9 +22,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
-from rediff_model.prompt import DEFAULT_QUESTION, TextCodec, conversation
-from rediff_model.vision import build_projector
-from training.scenes.tokenizer import save as save_tokenizer
+from rediff_model.chat_template import DEFAULT_QUESTION, TextCodec, conversation
+from rediff_model.vision.siglip import build_projector
+from training.stickers.tokenizer import save as save_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -55,7 +55,7 @@ class CausalAttend:
 def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Causal attention, the last query at the last key, back to packed rows [T, H, E].
 
-    In float32 on a CPU, for the reason given in `rediff_model.cache`.
+    In float32 on a CPU, for the reason given in `rediff_model.runtime.attention`.
     """
     if query.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         with torch.autocast("cpu", enabled=False):

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from pydantic import model_validator
 
-from rediff_model.prompt import DEFAULT_QUESTION, TextCodec, conversation
-from training.alone import alone
+from rediff_model.chat_template import DEFAULT_QUESTION, TextCodec, conversation
 from training.config import SceneTraining
-from training.loop import train
+from training.loop.exclusive_run import alone
+from training.loop.state import take_over
+from training.loop.train import train
 from training.scenes.canvases import Mix
 from training.scenes.features import load_or_build
-from training.stage1 import align, loop_settings, optimizers, prepare
-from training.state import take_over
+from training.scenes.stage1 import align, loop_settings, optimizers, prepare
 from training.twin.model import save
 from training.twin.objective import TwinObjective, next_token_accuracy
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from training.config import Phase
     from training.scenes.features import SceneFeatures
     from training.scenes.objective import SceneBatch
-    from training.stage1 import SceneRun
+    from training.scenes.stage1 import SceneRun
 
 logger = logging.getLogger(__name__)
 

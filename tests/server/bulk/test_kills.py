@@ -15,7 +15,7 @@ import pytest
 from bulk_case import write_pictures
 from PIL import Image
 
-from server.engine.runner import SamplerRunner
+from server.engine.model_runner import SamplerRunner
 from server.offline import Captions, Order
 from server.settings import Settings
 

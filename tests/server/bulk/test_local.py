@@ -11,9 +11,9 @@ from bulk_case import item, write_pictures
 from engine_fakes import CountingRunner
 from server_fakes import DEFAULT_CAPTION, FakeRunner
 
-from server.api.images import ImageLimits
 from server.bulk.item import BulkError, Captioned
 from server.bulk.local import Local
+from server.images.decode import ImageLimits
 from server.offline import CannotCaption, Order
 from server.settings import Settings
 

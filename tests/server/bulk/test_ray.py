@@ -21,7 +21,7 @@ from PIL import Image
 from server.bulk.item import BulkError
 from server.bulk.options import BulkOptions
 from server.bulk.ray import RayCaptioner, read_row
-from server.engine.runner import SamplerRunner
+from server.engine.model_runner import SamplerRunner
 from server.offline import Captions, Order
 from server.settings import Settings
 

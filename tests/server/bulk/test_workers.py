@@ -14,9 +14,9 @@ import pytest
 from bulk_case import item, png, write_pictures
 from PIL import Image
 
-from server.api.images import ImageLimits, decode_image
 from server.bulk.pictures import PictureError
 from server.bulk.workers import Decoders, Worker, WorkerDied
+from server.images.decode import ImageLimits, decode_image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[3]
 PARENT = """
 import sys
 from pathlib import Path
-from server.api.images import ImageLimits
+from server.images.decode import ImageLimits
 from server.bulk.item import Item
 from server.bulk.workers import Decoders
 

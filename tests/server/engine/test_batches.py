@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_engine import PROMPTS, BareRunner, model_of, prompt_of
 
-from rediff_model.settings import SamplerSettings
+from rediff_model.sampling.params import SamplerSettings
 from server.engine.loop import Loop
 from server.engine.request import Job, Prepared
 from server.engine.scheduler import Limits, Scheduler

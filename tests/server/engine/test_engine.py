@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import pytest
 from engine_fakes import INFO, CountingRunner, Inbox, job
 
-from rediff_model.generation import Generation
+from rediff_model.sampling.outputs import Generation
 from server.engine.config import EngineConfig
 from server.engine.engine import Engine, limits_of
 from server.engine.request import Failure
+from server.engine.row_budget import NoRoom
 from server.engine.scheduler import Limits
-from server.engine.slots import NoRoom
 from server.metrics import Metrics
 
 if TYPE_CHECKING:

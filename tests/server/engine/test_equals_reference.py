@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_engine import IDS, PROMPTS, BareRunner, model_of, prompt_of
 
-from rediff_model import reference
-from rediff_model.generation import Generation, StepEvent
-from rediff_model.settings import PRESETS, SamplerSettings
+from rediff_model.sampling import reference
+from rediff_model.sampling.outputs import Generation, StepEvent
+from rediff_model.sampling.params import PRESETS, SamplerSettings
 from server.engine.loop import Loop
 from server.engine.request import Job, Prepared
 from server.engine.scheduler import Limits, Scheduler

@@ -10,7 +10,7 @@ from engine_fakes import CountingRunner, Inbox, job
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rediff_model.generation import Generation, StepEvent
+from rediff_model.sampling.outputs import Generation, StepEvent
 from server.engine.loop import Loop
 from server.engine.request import Failure, OutOfMemory, StepTrace
 from server.engine.scheduler import Limits, Scheduler

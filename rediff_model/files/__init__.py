@@ -1,0 +1,1 @@
+"""Files shared by server and training: atomic writes."""

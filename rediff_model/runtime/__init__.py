@@ -1,0 +1,1 @@
+"""How a pass runs: attention layouts, caches, threads, compiled and recorded steps."""

@@ -1,0 +1,1 @@
+"""Sampling: settings, the reference sampler, the batched sampler and their outputs."""

@@ -1,0 +1,338 @@
+"""The sampler for one sequence, slow and obvious: what a refining step means.
+
+Equal to the official implementation step by step in `compat="official"`; by default its defects
+are gone (docs/fidelity.md lists them). Like the official code it runs prompt and canvas again at
+every step, makes logits for every row, and a float64 softmax over the vocabulary.
+
+Shape suffixes: P prompt rows, C canvas rows (answer and suffix), N = P + C, V vocabulary, D
+hidden size.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from kernels.canvas import REMEMBERED
+from rediff_model.sampling.batch_state import check_ids, looks_masked
+from rediff_model.sampling.outputs import Generation
+from rediff_model.sampling.rng import CounterNoise, Noise
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from torch import Tensor
+
+    from rediff_model.language import LanguageModel
+    from rediff_model.sampling.params import SamplerSettings, TokenIds
+
+PROMPT = -1
+"""Stands for the id of a prompt row, which is known by its embedding only."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """Everything about one step, for comparison with other implementations."""
+
+    block: int
+    step_in_block: int
+    count: int
+    """Positions that the schedule asked for."""
+    bound: int
+    """Answer positions from here on were not open."""
+    masked_N: Tensor
+    """At the beginning of the step."""
+    predicted_N: Tensor
+    score_N: Tensor
+    """What positions are ranked by, float64."""
+    revealed: tuple[int, ...]
+    """Rows of the sequence, the best first."""
+    revised: tuple[int, ...]
+    before_C: Tensor
+    after_reveal_C: Tensor
+    after_C: Tensor
+    stop: int
+    """After the step; the canvas length if there is none."""
+
+
+@torch.inference_mode()
+def generate(
+    model: LanguageModel,
+    prompt_PD: Tensor,
+    settings: SamplerSettings,
+    ids: TokenIds,
+    noise: Noise | None = None,
+    on_step: Callable[[StepRecord], None] | None = None,
+) -> Generation:
+    """Caption one prompt. `noise` replaces the numbers that the seed gives.
+
+    Raises:
+        SettingsError: a draft, stop or suffix id outside the vocabulary.
+    """
+    check_ids(settings, model.model.config.vocab_size)
+    run = _Sequence(model, prompt_PD, settings, ids, noise or CounterNoise())
+    for block in range(settings.blocks):
+        if block * settings.block < run.stop:
+            _denoise_block(run, block, on_step)
+    canvas = tuple(run.canvas_C[: settings.canvas_length].tolist())
+    revisions = tuple(run.revisions_C[: settings.canvas_length].tolist())
+    return Generation(
+        ids=canvas[: run.stop],
+        canvas=canvas,
+        steps=run.forwards,
+        revisions=sum(revisions),
+        confidences=tuple(run.confidence_C[: settings.canvas_length].tolist()),
+        revision_counts=revisions,
+        finish_reason="stop" if run.stop < settings.canvas_length else "length",
+    )
+
+
+def _denoise_block(
+    run: _Sequence, block: int, on_step: Callable[[StepRecord], None] | None
+) -> None:
+    """All steps of one block."""
+    settings, official, first = run.settings, run.official, run.prompt
+    length, steps = settings.canvas_length, settings.steps_per_block
+    begin, end = block * settings.block, (block + 1) * settings.block
+    in_block = range(first + begin, first + end)
+    masks_at_start = int(run.masked()[in_block].sum())
+    complete = not run.masked()[first + begin : first + min(run.stop, end)].any()
+    polish = complete and settings.refines and not official
+    extra = 0 if polish else settings.extra_steps
+    refined = 0
+    seen = [run.canvas()]
+    settled = False
+
+    for step in range(steps + extra):
+        masked_N = run.masked()
+        masked = masked_N.tolist()
+        masked_C = masked_N[first:]
+        if official:
+            stop_reached = run.stop < length and not masked_C[: run.stop].any()
+            if stop_reached or not masked_C[begin:end].any():
+                return
+        # A stop is the end: masks behind it are not waited for.
+        filled = not official and not masked_C[begin : min(run.stop, end)].any()
+        if filled and (settled if polish else refined >= extra or (refined > 0 and settled)):
+            return
+        refined += filled
+
+        predicted_N, chance_N, score_N = run.predict(masked_N)
+
+        if official:
+            count = masks_at_start // steps + (step < masks_at_start % steps)
+            # The block's end does not count once a stop is known.
+            bound = run.stop if run.stop < length else end
+        else:
+            spread = -(-int(masked_C[begin:end].sum()) // max(steps - step, 1))
+            count = max(spread, settings.least_revealed)
+            bound = min(run.stop, end)
+        score, chance = score_N.tolist(), chance_N.tolist()
+        candidates = [row for row in range(first + bound) if masked[row]]
+        revealed = _best(candidates, score, count)
+        if settings.reveal_threshold is not None:
+            sure = [row for row in candidates if chance[row] > settings.reveal_threshold]
+            revealed += [row for row in _best(sure, score, len(sure)) if row not in revealed]
+
+        revised: list[int] = []
+        if settings.refines and (step >= settings.refine_from or filled):
+            revised = [row for row in in_block if not masked[row]]
+            fraction = settings.refine_fraction or 1.0
+            if fraction < 1:
+                part = int(len(revised) * fraction)
+                revised = _best((row for row in revised if row < first + bound), score, part)
+        same_N = predicted_N == run.ids_N
+        if settings.edit_threshold > 0:
+            revised = [
+                row for row in revised if same_N[row] or chance[row] > settings.edit_threshold
+            ]
+        still_masked = any(masked[row] and row not in revealed for row in in_block)
+        last = not official and (step == steps - 1 or (filled and not polish))
+        if last and run.stop < length and still_masked:
+            # Revising the stop away now would leave the masks behind it in the caption.
+            kept = range(first + run.stop, first + run.stop + run.longest_stop)
+            revised = [row for row in revised if row not in kept or same_N[row]]
+
+        before_C = run.canvas_C.clone()
+        run.write(revealed, predicted_N)
+        after_reveal_C = run.canvas_C.clone()
+        run.write(revised, predicted_N)
+        after_C = run.canvas_C.clone()
+        run.find_stop()
+        settled = run.canvas() in seen[-REMEMBERED:]
+        seen.append(run.canvas())
+
+        in_canvas = [row for row in (*revealed, *revised) if row >= first]
+        run.confidence_C[[row - first for row in in_canvas]] = chance_N[in_canvas]
+        run.revisions_C += (before_C != run.ids.mask) & (after_C != before_C)
+        if on_step is not None:
+            on_step(
+                StepRecord(
+                    block=block,
+                    step_in_block=step,
+                    count=count,
+                    bound=bound,
+                    masked_N=masked_N,
+                    predicted_N=predicted_N,
+                    score_N=score_N,
+                    revealed=tuple(revealed),
+                    revised=tuple(revised),
+                    before_C=before_C,
+                    after_reveal_C=after_reveal_C,
+                    after_C=after_C,
+                    stop=run.stop,
+                )
+            )
+
+
+class _Sequence:
+    """Prompt, canvas and suffix as embeddings and ids, with what is known about them."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        prompt_PD: Tensor,
+        settings: SamplerSettings,
+        ids: TokenIds,
+        noise: Noise,
+    ) -> None:
+        self.model, self.settings, self.ids, self.noise = model, settings, ids, noise
+        self.official = settings.compat == "official"
+        self.prompt = len(prompt_PD)
+        self.seed = secrets.randbits(63) if settings.seed is None else settings.seed
+        draft = settings.draft or ()
+        masks = (ids.mask,) * (settings.canvas_length - len(draft))
+        device = prompt_PD.device
+        canvas_C = torch.tensor((*draft, *masks, *settings.suffix), device=device)
+        self.embedding_VD = model.model.embed_tokens.weight
+        self.rows_ND = torch.cat((prompt_PD, self.embedding_VD[canvas_C]))
+        self.ids_N = torch.cat((canvas_C.new_full((self.prompt,), PROMPT), canvas_C))
+        self.confidence_C = torch.zeros(len(canvas_C), dtype=torch.float64, device=device)
+        self.revisions_C = torch.zeros_like(canvas_C)
+        self.forwards = 0
+        self.stops = settings.stops(ids)
+        self.longest_stop = max((len(sequence) for sequence in self.stops), default=0)
+        self.stop = settings.canvas_length
+        if not self.official:
+            self.find_stop()
+
+    @property
+    def canvas_C(self) -> Tensor:
+        return self.ids_N[self.prompt :]
+
+    def canvas(self) -> tuple[int, ...]:
+        return tuple(self.canvas_C.tolist())
+
+    def masked(self) -> Tensor:
+        """Which rows are masked, [N]. Officially by embedding, prompt and suffix included."""
+        if self.official:
+            return looks_masked(self.rows_ND, self.embedding_VD[self.ids.mask])
+        masked_N = self.ids_N == self.ids.mask
+        masked_N[self.prompt + self.settings.canvas_length :] = False
+        return masked_N
+
+    def predict(self, masked_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """A forward pass: predicted ids, their probabilities and what they are ranked by."""
+        logits_NV = self._logits()
+        self._suppress(logits_NV, masked_N)
+        allowed_NV = logits_NV.clone()
+        if not self.official:
+            # A caption must not contain the mask token; officially it may.
+            allowed_NV[:, self.ids.mask] = -torch.inf
+        predicted_N = allowed_NV.argmax(dim=1)
+        position_N = torch.arange(len(logits_NV), device=logits_NV.device) - self.prompt
+        places = (
+            torch.full_like(position_N, self.seed),
+            torch.full_like(position_N, self.forwards),
+            position_N,
+        )
+        self.forwards += 1
+        if self.settings.temperature > 0:
+            uniform_NV = self.noise.tokens(*places, logits_NV.shape[1])
+            noisy_NV = allowed_NV.double().exp() / (-uniform_NV.log()) ** self.settings.temperature
+            predicted_N = noisy_NV.argmax(dim=1)
+        chance_NV = logits_NV.double().softmax(dim=1)
+        chance_N = chance_NV.gather(1, predicted_N[:, None])[:, 0]
+        if self.settings.remasking == "random":
+            return predicted_N, chance_N, self.noise.order(*places)
+        return predicted_N, chance_N, chance_N
+
+    def _logits(self) -> Tensor:
+        """[N, V], guided if asked for; at least float32."""
+        logits_NV = self._forward(self.rows_ND)
+        if self.settings.cfg_scale > 0:
+            rows_ND = self.rows_ND.clone()
+            rows_ND[: self.prompt] = self.embedding_VD[self.ids.mask]
+            without_NV = self._forward(rows_ND)
+            logits_NV = without_NV + (self.settings.cfg_scale + 1) * (logits_NV - without_NV)
+        return logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
+
+    def _forward(self, rows_ND: Tensor) -> Tensor:
+        position_N = torch.arange(len(rows_ND), device=rows_ND.device)
+        allowed_NN = None
+        if self.model.model.config.prefix_attention == "prefix":
+            is_prompt_N = position_N < self.prompt
+            allowed_NN = ~is_prompt_N[:, None] | is_prompt_N
+        hidden_ND = self.model.model(rows_ND, position_N, _Attend(allowed_NN))
+        return self.model.logits(hidden_ND)
+
+    def _suppress(self, logits_NV: Tensor, masked_N: Tensor) -> None:
+        """Forbid ids: everywhere when refining, else where the row is masked."""
+        rows_N = torch.ones_like(masked_N) if self.settings.refine else masked_N
+        for token in self.ids.suppressed:
+            logits_NV[rows_N, token] = -torch.inf
+
+    def write(self, rows: list[int], predicted_N: Tensor) -> None:
+        self.ids_N[rows] = predicted_N[rows]
+        self.rows_ND[rows] = self.embedding_VD[predicted_N[rows]]
+
+    def find_stop(self) -> None:
+        """Where the answer ends.
+
+        Officially the stop only moves to earlier places and stays when it is revised away, and
+        sequences are looked for in listed order until one is known.
+        """
+        length = self.settings.canvas_length
+        answer = self.canvas()[:length]
+        if not self.official:
+            self.stop = min((_first(answer, one) for one in self.stops), default=length)
+            return
+        for sequence in self.stops:
+            self.stop = min(self.stop, _first(answer, sequence))
+            if self.stop < length:
+                return
+
+
+@dataclass(frozen=True, slots=True)
+class _Attend:
+    """Attention over one sequence; `allowed_NN` says which row sees which, None is all."""
+
+    allowed_NN: Tensor | None
+
+    def __call__(self, layer: int, query_THE: Tensor, key_TKE: Tensor, value_TKE: Tensor) -> Tensor:
+        query, key, value = (rows.transpose(0, 1)[None] for rows in (query_THE, key_TKE, value_TKE))
+        output = scaled_dot_product_attention(
+            query, key, value, attn_mask=self.allowed_NN, enable_gqa=query.shape[1] != key.shape[1]
+        )
+        return output[0].transpose(0, 1)
+
+
+def _best(rows: Iterable[int], score: list[float], count: int) -> list[int]:
+    """The `count` rows of highest score, or all if there are fewer; ties to the lower row.
+
+    The official top-k takes rows that are not open when there are fewer. Which ones depends on
+    the machine, so that is not repeated.
+    """
+    return sorted(rows, key=lambda row: (-score[row], row))[:count]
+
+
+def _first(answer: tuple[int, ...], sequence: tuple[int, ...]) -> int:
+    """Where `sequence` first occurs; the answer's length if nowhere."""
+    for place in range(len(answer) - len(sequence) + 1):
+        if answer[place : place + len(sequence)] == sequence:
+            return place
+    return len(answer)

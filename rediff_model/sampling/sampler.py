@@ -1,0 +1,364 @@
+"""The batched sampler: canvases with any settings and lengths denoised together.
+
+`reference.py` says what a step means, for one sequence; this one gives the same tokens.
+
+Shape suffixes: B requests, S sequences (requests and unconditional twins), C canvas rows, D
+hidden size, T rows, V vocabulary, P prompt rows, N suppressed ids.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from kernels import ops
+from rediff_model.runtime.prompt_cache import Context
+from rediff_model.runtime.thread_pool import spread
+from rediff_model.sampling.batch_state import Slots, allocate
+from rediff_model.sampling.ledger import Ledger, Report, StepEvents
+from rediff_model.sampling.outputs import Generation, StepEvent
+from rediff_model.sampling.params import SamplerSettings, TokenIds
+from rediff_model.sampling.rng import CounterNoise, Noise
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from torch import Tensor
+
+    from rediff_model.language import LanguageModel
+
+__all__ = [
+    "Generation",
+    "SamplerSettings",
+    "State",
+    "StepEvent",
+    "StepEvents",
+    "TokenIds",
+    "generate",
+    "join",
+    "open_state",
+    "start",
+    "step",
+]
+
+LOGITS_AT_ONCE = 1 << 25
+"""Rows go through the head in chunks of about this many logits."""
+
+LOGITS_IN_CACHE = 1 << 19
+"""The same on a CPU."""
+
+ROWS_AT_LEAST = 64
+"""Rows of a chunk are a multiple of this."""
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Requests on their way. `step` and `join` return the next state.
+
+    States that follow each other share the buffers of their prompts: only the newest may be
+    stepped or joined.
+    """
+
+    slots: Slots | None
+    """None when no request is running."""
+    ledger: Ledger
+    finished: dict[int, Generation]
+    """Captions of requests that have left, by request, until they are `taken`."""
+    ids: TokenIds
+    noise: Noise
+    empty: Context
+    """What the first requests join when no other is running."""
+
+    @property
+    def running(self) -> tuple[int, ...]:
+        """The requests that take part in the next step."""
+        return () if self.slots is None else self.slots.requests
+
+    @torch.inference_mode()
+    def without(self, requests: frozenset[int]) -> State:
+        """The state after dropping requests, without captions for them."""
+        if requests.isdisjoint((*self.running, *self.finished)):
+            return self
+        kept = [i for i, request in enumerate(self.running) if request not in requests]
+        finished = {one: made for one, made in self.finished.items() if one not in requests}
+        return _keep(replace(self, finished=finished), kept)
+
+    def taken(self) -> tuple[State, dict[int, Generation]]:
+        """The state without the captions that are finished, and these captions."""
+        return replace(self, finished={}), self.finished
+
+
+def generate(
+    model: LanguageModel,
+    prompts: Sequence[Tensor],
+    settings: Sequence[SamplerSettings],
+    ids: TokenIds,
+    on_step: Callable[[StepEvents], None] | None = None,
+    *,
+    prompt_refresh_interval: int | None = 1,
+) -> list[Generation]:
+    """Caption prompts [P, D], one settings each, as one batch; captions in the same order.
+
+    `on_step` gets the events of every step; the interval is that of `open_state`.
+
+    Raises:
+        ValueError: an interval below 1.
+        SettingsError: as `join` does.
+        ArithmeticError: logits of a request are not finite.
+    """
+    state = open_state(model, ids, prompt_refresh_interval=prompt_refresh_interval)
+    state = join(model, state, range(len(prompts)), prompts, settings)
+    while state.slots is not None:
+        state, events = step(model, state)
+        if events.broken:
+            raise ArithmeticError(f"logits of requests {events.broken} are not finite")
+        if on_step is not None:
+            on_step(events)
+    return [state.finished[request] for request in range(len(prompts))]
+
+
+def start(
+    model: LanguageModel,
+    prompts: Sequence[Tensor],
+    settings: Sequence[SamplerSettings],
+    ids: TokenIds,
+    noise: Noise | None = None,
+) -> State:
+    """A state with requests numbered from 0. Raises SettingsError as `join` does."""
+    return join(model, open_state(model, ids, noise), range(len(prompts)), prompts, settings)
+
+
+def open_state(
+    model: LanguageModel,
+    ids: TokenIds,
+    noise: Noise | None = None,
+    *,
+    prompt_refresh_interval: int | None = 1,
+    cuda_graphs: bool = False,
+    compiled: bool = False,
+) -> State:
+    """A state without requests.
+
+    `noise` replaces the counter-based numbers. The interval matters to full attention only, where
+    prompt rows attend to the canvas: a prompt runs again at the first of every so many steps of
+    its request, and between them the canvas attends to its keys and values of that step. 1 is
+    exact; None is the first step only.
+
+    With `cuda_graphs` steps on a GPU are recorded and replayed while nobody joins or leaves. With
+    `compiled` what lies between the attentions is compiled, in the first step.
+
+    On a CPU a model in full precision runs from a copy of its weights that is made here: a state
+    does not see later changes of the model.
+
+    Raises:
+        ValueError: an interval below 1.
+    """
+    if prompt_refresh_interval is not None and prompt_refresh_interval < 1:
+        raise ValueError(
+            f"prompt_refresh_interval must be 1 or more, or None, got {prompt_refresh_interval}"
+        )
+    ledger = Ledger.open(ids.mask, np.zeros((0, 0), dtype=np.int64))
+    empty = Context.empty(model, prompt_refresh_interval, graphs=cuda_graphs, compiled=compiled)
+    return State(None, ledger, {}, ids, noise or CounterNoise(), empty)
+
+
+@torch.inference_mode()
+def join(
+    model: LanguageModel,
+    state: State,
+    requests: Sequence[int],
+    prompts: Sequence[Tensor],
+    settings: Sequence[SamplerSettings],
+) -> State:
+    """Add requests, numbered by the caller, to a state at any step.
+
+    With prefix attention their prompts [P, D] run here, once, and nothing else does; with full
+    attention they run in their first step. Requests that need no forward pass, such as a complete
+    draft without `refine`, are finished at once.
+
+    Raises:
+        ValueError: a number that is given twice, or that of a request which is running or whose
+            caption was not taken.
+        SettingsError: a setting that does not fit the model, see `slots.allocate`.
+    """
+    known = {*state.running, *state.finished}
+    for request in requests:
+        if request in known:
+            raise ValueError(f"request {request} is there already")
+        known.add(request)
+    if not requests:
+        return state
+    old = state.slots
+    context = state.empty if old is None else old.context
+    slots = allocate(model, requests, prompts, settings, state.ids, context)
+    if old is not None:
+        slots = old.merge(slots)
+    place = {request: slot for slot, request in enumerate(state.running)}
+    nothing_BC = torch.full_like(slots.canvas.ids_BC, torch.nan, dtype=torch.float64)
+    report = _report(slots, nothing_BC, torch.zeros_like(slots.canvas.done_B))
+    ledger = state.ledger.join(report.ids_BC, [place.get(one, -1) for one in slots.requests])
+    return _retire(replace(state, slots=slots, ledger=ledger), report)
+
+
+@torch.inference_mode()
+def step(model: LanguageModel, state: State) -> tuple[State, StepEvents]:
+    """One forward pass for every request: predict, reveal, revise, and let go of the finished.
+
+    Requests whose logits are not finite leave without a caption, named in `StepEvents.broken`.
+    """
+    slots = state.slots
+    if slots is None:
+        raise ValueError("no request is running")
+    hidden_SCD = slots.context.hidden(_with_twins(slots))
+    ids_BC, log_odds_BC = _predict(slots, hidden_SCD, state.noise)
+    score_BC = _score(slots, log_odds_BC, state.noise)
+    canvas, written = ops.refine_canvas(slots.plan, slots.canvas, ids_BC, score_BC, log_odds_BC)
+    wrote_BC = written.revealed_BC | written.revised_BC
+    confidence_BC = log_odds_BC.double().sigmoid().masked_fill(~wrote_BC, torch.nan)
+    slots = replace(slots, canvas=canvas, context=slots.context.aged())
+    report = _report(slots, confidence_BC, log_odds_BC.isnan().any(dim=1))
+    ledger = state.ledger.record(report)
+    moved = _retire(replace(state, slots=slots, ledger=ledger), report)
+    left = {
+        request: moved.finished[request] for request in slots.requests if request in moved.finished
+    }
+    broken = tuple(slots.requests[slot] for slot in np.flatnonzero(report.broken_B).tolist())
+    events = StepEvents(slots.requests, slots.settings, state.ledger, ledger, report, left, broken)
+    return moved, events
+
+
+def _with_twins(slots: Slots) -> Tensor:
+    """Canvases, [S, C]: the guided requests' a second time at the end."""
+    ids_BC = slots.canvas.ids_BC
+    return torch.cat((ids_BC, ids_BC[: slots.guided])) if slots.guided else ids_BC
+
+
+def _predict(slots: Slots, hidden_SCD: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+    """Predicted ids and their log-odds, [B, C] each.
+
+    Only a chunk of rows has logits at any time, with few ids one for each thread, and nothing as
+    large is made beside them.
+    """
+    ids_BC = slots.canvas.ids_BC
+    batch, columns = ids_BC.shape
+    hidden_TD = hidden_SCD[:batch].flatten(0, 1)
+    twin_TD = hidden_SCD[batch:].flatten(0, 1)
+    suppress_T = ((ids_BC == slots.plan.mask_id) | slots.plan.refine_B[:, None]).flatten()
+    # A caption must not contain the mask token; officially it may.
+    avoid_T = (~slots.plan.official_B).repeat_interleave(columns)
+
+    def choose(chunk: tuple[int, int, bool, bool]) -> tuple[Tensor, Tensor]:
+        first, last, guided, hot = chunk
+        logits_TV = slots.context.logits(hidden_TD[first:last])
+        if guided:
+            without_TV = slots.context.logits(twin_TD[first:last])
+            scale_T1 = slots.cfg_B.repeat_interleave(columns)[first:last, None] + 1
+            logits_TV = without_TV + scale_T1 * (logits_TV - without_TV)
+        temperature_T = uniform_TV = key_T2 = None
+        if hot:
+            temperature_T = slots.temperature_B.repeat_interleave(columns)[first:last]
+            seed_T, step_T, position_T = (part[first:last] for part in _places(slots, columns))
+            key_T2 = noise.keys(seed_T, step_T, position_T)
+            if key_T2 is None:
+                uniform_TV = noise.tokens(seed_T, step_T, position_T, logits_TV.shape[1])
+        chosen = ops.select_tokens(
+            logits_TV,
+            slots.suppressed_N,
+            suppress_T[first:last],
+            slots.plan.mask_id,
+            avoid_T[first:last],
+            temperature_T,
+            uniform_TV,
+            key_T2,
+        )
+        return chosen.ids_T, chosen.log_odds_T
+
+    chunks = list(_chunks(slots, columns))
+    small = ROWS_AT_LEAST * len(slots.context.embedding_VD) <= LOGITS_IN_CACHE
+    together = ids_BC.device.type == "cpu" and small
+    parts = spread(choose, chunks) if together else list(map(choose, chunks))
+    predicted_T, log_odds_T = (torch.cat(column) for column in zip(*parts, strict=True))
+    return predicted_T.view(batch, columns), log_odds_T.view(batch, columns)
+
+
+def _score(slots: Slots, log_odds_BC: Tensor, noise: Noise) -> Tensor:
+    """What positions are ranked by, [B, C]."""
+    if all(one.remasking == "low_confidence" for one in slots.settings):
+        return log_odds_BC
+    columns = log_odds_BC.shape[1]
+    order_BC = noise.order(*_places(slots, columns)).view(-1, columns)
+    return torch.where(slots.random_B[:, None], order_BC, log_odds_BC.double())
+
+
+def _places(slots: Slots, columns: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Seed, step and position of every canvas row, [T] each."""
+    position_C = torch.arange(columns, device=slots.seed_B.device)
+    return (
+        slots.seed_B.repeat_interleave(columns),
+        slots.canvas.forwards_B.repeat_interleave(columns),
+        position_C.repeat(len(slots.settings)),
+    )
+
+
+def _chunks(slots: Slots, columns: int) -> Iterator[tuple[int, int, bool, bool]]:
+    """First and last row of each chunk, and whether its rows are guided and have temperature.
+
+    Slots of a kind lie side by side, so that rows of other kinds do not pay for them.
+    """
+    kinds = [(one.cfg_scale > 0, one.temperature > 0) for one in slots.settings]
+    edges = [i for i in range(len(kinds)) if i == 0 or kinds[i] != kinds[i - 1]]
+    embedding_VD = slots.context.embedding_VD
+    most = LOGITS_IN_CACHE if embedding_VD.device.type == "cpu" else LOGITS_AT_ONCE
+    size = max(ROWS_AT_LEAST, most // len(embedding_VD) // ROWS_AT_LEAST * ROWS_AT_LEAST)
+    for begin, end in pairwise([*edges, len(kinds)]):
+        for first in range(begin * columns, end * columns, size):
+            yield first, min(first + size, end * columns), *kinds[begin]
+
+
+def _report(slots: Slots, confidence_BC: Tensor, broken_B: Tensor) -> Report:
+    """Bring a step's outcome to the host."""
+    canvas = slots.canvas
+    columns = canvas.ids_BC.shape[1]
+    flags = (canvas.stop_B, canvas.forwards_B, canvas.done_B.long(), broken_B.long())
+    flags_B4 = torch.stack(flags, dim=1)
+    packed = torch.cat((canvas.ids_BC, confidence_BC.view(torch.int64), flags_B4), dim=1)
+    # The step's one copy from device to host: the next batch depends on who is done.
+    host = packed.cpu().numpy()
+    return Report(
+        ids_BC=host[:, :columns],
+        confidence_BC=host[:, columns : 2 * columns].copy().view(np.float64),
+        stop_B=host[:, -4],
+        forwards_B=host[:, -3],
+        done_B=host[:, -2] != 0,
+        broken_B=host[:, -1] != 0,
+    )
+
+
+def _retire(state: State, report: Report) -> State:
+    """Move finished requests from the slots to the captions; broken ones have none."""
+    slots = state.slots
+    leaving_B = report.done_B | report.broken_B
+    if slots is None or not leaving_B.any():
+        return state
+    captions = {
+        slots.requests[slot]: state.ledger.caption(
+            slot, slots.settings[slot], int(report.stop_B[slot]), int(report.forwards_B[slot])
+        )
+        for slot in np.flatnonzero(report.done_B & ~report.broken_B).tolist()
+    }
+    state = replace(state, finished=state.finished | captions)
+    return _keep(state, np.flatnonzero(~leaving_B).tolist())
+
+
+def _keep(state: State, kept: list[int]) -> State:
+    """Only the slots `kept`."""
+    if state.slots is None or len(kept) == len(state.slots.requests):
+        return state
+    if not kept:
+        return replace(state, slots=None)
+    slots = state.slots.select(kept)
+    return replace(state, slots=slots, ledger=state.ledger.select(kept, slots.context.columns))

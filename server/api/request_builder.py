@@ -1,0 +1,76 @@
+"""From what a client said, in whatever dialect, to a request that the service takes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from server.errors import BadSetting
+from server.images.decode import decode_image
+from server.service import CaptionRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from PIL import Image
+
+    from server.api.schemas import SamplingOptions
+    from server.images.decode import ImageLimits
+    from server.images.fetch import Fetch
+    from server.service import Service
+
+
+class Orders:
+    """Checks options against the loaded model and the server's limits."""
+
+    def __init__(
+        self, service: Service, limits: ImageLimits, fetch: Fetch, max_prompt_characters: int
+    ) -> None:
+        self._service = service
+        self._limits = limits
+        self._fetch = fetch
+        self._max_prompt_characters = max_prompt_characters
+
+    def make(
+        self,
+        picture: Callable[[Fetch], bytes],
+        sampling: SamplingOptions,
+        *,
+        prefix: str = "",
+        prompt: str | None = None,
+        draft: str | None = None,
+        wants_steps: bool = False,
+        timeout: float | None = None,
+        priority: int = 0,
+    ) -> CaptionRequest:
+        """The request; `picture` gives the file's bytes and runs in a worker thread. What is behind
+        a URL it gets from the function that it is given.
+
+        Raises:
+            BadSetting: a value out of range or in conflict; `prefix` leads to sampling fields.
+            NotReady: the model is not loaded, so that its canvas length is not known.
+        """
+        config = self._service.config
+        for name, text in (("prompt", prompt), ("draft", draft)):
+            if text is not None and len(text) > self._max_prompt_characters:
+                raise BadSetting(
+                    f"{name} has {len(text)} characters, the limit is "
+                    f"{self._max_prompt_characters}",
+                    param=name,
+                )
+        if draft is not None and not draft.strip():
+            raise BadSetting("draft must not be blank", param="draft")
+        if timeout is not None and not 0 < timeout <= config.max_request_timeout:
+            raise BadSetting(
+                f"timeout_seconds must be above 0 and at most {config.max_request_timeout:g}",
+                param="timeout_seconds",
+            )
+        model = self._service.model
+        settings = sampling.resolve(model.canvas_length, config.max_canvas, prefix)
+        if draft is None:
+            settings = settings.preferring(model.preferences)
+
+        def image() -> Image.Image:
+            return decode_image(picture(self._fetch), self._limits)
+
+        question = prompt if prompt and prompt.strip() else None
+        return CaptionRequest(image, settings, question, draft, wants_steps, priority, timeout)

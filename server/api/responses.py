@@ -1,0 +1,136 @@
+"""From token ids to what clients read: captions, tokens, words, steps."""
+
+from __future__ import annotations
+
+import math
+import re
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, Any, Final
+
+from server.api.schemas import CaptionAnswer, TimingAnswer, Token, Usage, Word
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from rediff_model.sampling.outputs import StepEvent
+    from server.request_handle import Caption
+
+    Decode = Callable[[tuple[int, ...]], str]
+
+MASK_TEXT: Final = "▒"
+"""Stands for a masked position in the text of a step."""
+
+
+def caption_answer(
+    caption: Caption, identity: str, model: str, decode: Decode, *, with_tokens: bool
+) -> CaptionAnswer:
+    """The answer to `POST /caption`; with `with_tokens` also tokens and words."""
+    done, timing = caption.generation, caption.timing
+    answer = CaptionAnswer(
+        id=identity,
+        model=model,
+        caption=decode(done.ids).strip(),
+        finish_reason=done.finish_reason,
+        usage=Usage(
+            image_tokens=caption.prompt.image_tokens,
+            prompt_tokens=caption.prompt.prompt_tokens,
+            caption_tokens=len(done.ids),
+        ),
+        steps=done.steps,
+        revisions=done.revisions,
+        timing=TimingAnswer(
+            decode=round(timing.decode, 6),
+            vision=round(timing.vision, 6),
+            queue=round(timing.queue, 6),
+            generate=round(timing.generate, 6),
+            total=round(timing.total, 6),
+        ),
+    )
+    if with_tokens:
+        texts = token_texts(done.ids, decode)
+        answer.tokens = [
+            Token(id=token, text=text, confidence=round(confidence, 6), revisions=revisions)
+            for token, text, confidence, revisions in zip(
+                done.ids, texts, done.confidences, done.revision_counts, strict=False
+            )
+        ]
+        confidences = done.confidences[: len(done.ids)]
+        answer.words = words(texts, confidences)
+        answer.caption_confidence = round(geometric_mean(confidences), 6)
+    return answer
+
+
+def token_texts(ids: tuple[int, ...], decode: Decode) -> list[str]:
+    """The text that each token adds; together they are the caption.
+
+    A token that ends inside a character adds nothing; the one that completes it adds it all.
+    """
+    texts, so_far = [], ""
+    for count in range(1, len(ids) + 1):
+        whole = decode(ids[:count])
+        if whole.endswith("\ufffd") and count < len(ids):
+            whole = so_far
+        texts.append(whole[len(so_far) :])
+        so_far = whole
+    return texts
+
+
+def words(texts: Sequence[str], confidences: Sequence[float]) -> list[Word]:
+    """The words of a caption, split at white space, with the lowest confidence of their tokens."""
+    spans = list(pairwise(accumulate(map(len, texts), initial=0)))
+    found = []
+    for match in re.finditer(r"\S+", "".join(texts)):
+        lowest = min(
+            confidence
+            for (begin, end), confidence in zip(spans, confidences, strict=True)
+            if begin < match.end() and end > match.start()
+        )
+        found.append(Word(text=match.group(), confidence=round(lowest, 6)))
+    return found
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    """0 when a value is 0, 1 when there is none."""
+    if not values:
+        return 1.0
+    if min(values) <= 0:
+        return 0.0
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def step_answer(event: StepEvent, decode: Decode, mask_id: int, stop_id: int) -> dict[str, Any]:
+    """The data of an `event: step`."""
+    return {
+        "step": event.step,
+        "steps": event.steps,
+        "masked": event.masked,
+        "text": canvas_text(event.canvas, decode, mask_id, stop_id),
+        "changed": [
+            {
+                "position": change.position,
+                "id": change.id,
+                "text": decode((change.id,)),
+                "confidence": round(change.confidence, 6),
+                "kind": change.kind,
+                "was": change.was if change.kind == "revise" else None,
+            }
+            for change in event.changed
+        ],
+    }
+
+
+def canvas_text(canvas: tuple[int, ...], decode: Decode, mask_id: int, stop_id: int) -> str:
+    """A canvas as text up to its first stop, each masked position shown as `MASK_TEXT`."""
+    parts: list[str] = []
+    run: list[int] = []
+    for token in (*canvas, stop_id):
+        if token not in (mask_id, stop_id):
+            run.append(token)
+            continue
+        if run:
+            parts.append(decode(tuple(run)))
+            run.clear()
+        if token == stop_id:
+            break
+        parts.append(MASK_TEXT)
+    return "".join(parts)

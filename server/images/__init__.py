@@ -1,0 +1,1 @@
+"""Pictures from outside: decoded within limits, fetched from allowed hosts."""

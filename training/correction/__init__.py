@@ -1,0 +1,1 @@
+"""Stage II: drafts, an expert's verdicts, and the selection that is trained on."""

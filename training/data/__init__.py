@@ -1,0 +1,1 @@
+"""Conversation data: rows, pictures, mixtures, and samples ready for the model."""

@@ -1,0 +1,1 @@
+"""The masked-diffusion loss: noise, replacements and weights."""

@@ -1,0 +1,1 @@
+"""Sticker scenes: graph, pictures, grammar and the exact evaluator."""

@@ -1,0 +1,209 @@
+"""Evaluates a captioner on sticker scenes with the exact evaluator.
+
+Shape suffixes: P prompt rows, D hidden size.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+
+from rediff_model.sampling.params import SamplerSettings
+from rediff_model.sampling.sampler import generate
+from training.stickers.atlas import default_names
+from training.stickers.export import SEED_STRIDE, annotation
+from training.stickers.grammar import compose
+from training.stickers.render import render
+from training.stickers.sample import sample_scene
+from training.stickers.score import METRICS, judged, score, summarise
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from rediff_model.model import Captioner
+    from rediff_model.sampling.outputs import Generation
+    from training.stickers.atlas import Atlas
+    from training.stickers.graph import Scene
+
+T = TypeVar("T")
+
+BATCH = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What one way of decoding scored."""
+
+    tokens_per_step: int
+    refine: bool
+    forwards: float
+    """Forward passes a caption, on average."""
+    captions: tuple[str, ...]
+    facts: dict[str, dict[str, int]]
+    """How many facts of each kind all captions together state: `right` and `wrong`."""
+    metrics: dict[str, dict[str, float]]
+    """Metric name to its mean and 95 % interval: `mean`, `low`, `high`."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "tokens_per_step": self.tokens_per_step,
+            "refine": self.refine,
+            "forwards": self.forwards,
+            **self.metrics,
+            "facts": self.facts,
+        }
+
+
+@torch.inference_mode()
+def scene_prompts(captioner: Captioner, scenes: Sequence[Scene], atlas: Atlas) -> list[Tensor]:
+    """Prompts, each [P, D], of rendered scenes: pixels through the captioner's own tower."""
+    prompts: list[Tensor] = []
+    for part in _parts(scenes):
+        features = captioner.image_features([render(scene, atlas) for scene in part])
+        prompts += [captioner.prompt(feature) for feature in features]
+    return prompts
+
+
+def evaluate(
+    captioner: Captioner,
+    scenes: Sequence[Scene],
+    prompts: Sequence[Tensor],
+    names: Sequence[str],
+    settings: SamplerSettings,
+    on_captions: Callable[[int], None] | None = None,
+) -> Row:
+    """Caption scenes with one way of decoding and score them; `on_captions` counts progress."""
+    generations = decode(captioner, prompts, settings, on_captions=on_captions)
+    captions = tuple(captioner.decode(generation.ids) for generation in generations)
+    scores = [score(scene, text, names) for scene, text in zip(scenes, captions, strict=True)]
+    return Row(
+        tokens_per_step=settings.tokens_per_step or 4,
+        refine=settings.refine,
+        forwards=sum(generation.steps for generation in generations) / len(generations),
+        captions=captions,
+        facts=_facts(scenes, captions, names),
+        metrics=asdict(summarise(scores)),
+    )
+
+
+def _facts(
+    scenes: Sequence[Scene], captions: Sequence[str], names: Sequence[str]
+) -> dict[str, dict[str, int]]:
+    counts: Counter[tuple[str, bool]] = Counter()
+    for scene, text in zip(scenes, captions, strict=True):
+        counts.update(judged(scene, text, names))
+    kinds = sorted({kind for kind, _ in counts})
+    return {k: {"right": counts[k, True], "wrong": counts[k, False]} for k in kinds}
+
+
+def decode(
+    captioner: Captioner,
+    prompts: Sequence[Tensor],
+    settings: SamplerSettings,
+    prompt_refresh_interval: int | None = 1,
+    on_captions: Callable[[int], None] | None = None,
+) -> list[Generation]:
+    """Captions of prompts [P, D], in batches."""
+    generations: list[Generation] = []
+    for part in _parts(prompts):
+        generations += generate(
+            captioner.model,
+            part,
+            [settings] * len(part),
+            captioner.token_ids,
+            prompt_refresh_interval=prompt_refresh_interval,
+        )
+        if on_captions is not None:
+            on_captions(len(part))
+    return generations
+
+
+def evaluate_split(
+    captioner: Captioner,
+    split: str,
+    seed: int,
+    count: int,
+    atlas: Atlas,
+    tokens_per_step: Sequence[int],
+    refine: Sequence[bool],
+    block_length: int | None = None,
+    extra_refine_steps: int | None = None,
+    on_captions: Callable[[int], None] | None = None,
+) -> tuple[list[Row], list[Scene]]:
+    """One row a way of decoding, on the scenes that `rediff data scenes` writes for the seed.
+
+    `block_length` and `extra_refine_steps` None are the checkpoint's.
+
+    Raises:
+        ValueError: an unknown split, a count below 1, no way of decoding, or one that cannot be.
+    """
+    if count < 1:
+        raise ValueError(f"the number of scenes must be 1 or more, got {count}")
+    if not tokens_per_step or not refine:
+        raise ValueError("no tokens per step or no refine setting to evaluate with")
+    first = seed * SEED_STRIDE
+    scenes = [sample_scene(first + index, atlas, split=split) for index in range(count)]
+    prompts = scene_prompts(captioner, scenes, atlas)
+    names = default_names()
+    rows = [
+        evaluate(
+            captioner,
+            scenes,
+            prompts,
+            names,
+            SamplerSettings(
+                canvas_length=captioner.config.canvas_length,
+                block_length=block_length,
+                tokens_per_step=tokens,
+                refine=revise,
+                extra_refine_steps=extra_refine_steps,
+            ).preferring(captioner.config.preferences),
+            on_captions,
+        )
+        for tokens in tokens_per_step
+        for revise in refine
+    ]
+    return rows, scenes
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The means as text, a line a way of decoding."""
+    header = f"{'tokens/step':>11} {'refine':>6} {'forwards':>8}"
+    lines = [header + "".join(f" {metric:>13}" for metric in METRICS)]
+    for row in rows:
+        start = f"{row.tokens_per_step:>11} {'on' if row.refine else 'off':>6} {row.forwards:>8.1f}"
+        lines.append(start + "".join(f" {row.metrics[m]['mean']:>13.3f}" for m in METRICS))
+    return "\n".join(lines)
+
+
+def write_captions(path: Path, rows: Sequence[Row], scenes: Sequence[Scene], split: str) -> None:
+    """One JSON line a caption, with its annotation, so that anyone can score it again."""
+    annotations = [
+        annotation(
+            scene, f"{index:06d}.png", compose(scene, np.random.default_rng(scene.seed)).text, split
+        )
+        for index, scene in enumerate(scenes)
+    ]
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            for record, caption in zip(annotations, row.captions, strict=True):
+                line = {
+                    "tokens_per_step": row.tokens_per_step,
+                    "refine": row.refine,
+                    "caption": caption,
+                    "annotation": record,
+                }
+                file.write(json.dumps(line) + "\n")
+
+
+def _parts(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    for start in range(0, len(items), BATCH):
+        yield items[start : start + BATCH]
