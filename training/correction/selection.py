@@ -38,6 +38,8 @@ class Corrected:
     flags: tuple[int, ...]
     states: tuple[tuple[int, ...], ...] = ()
     """Canvases on the way to the draft, if `labels` is whole and right."""
+    whole: bool = False
+    """`labels` is all that the draft should have said, and right."""
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
@@ -50,6 +52,7 @@ class Corrected:
             labels=tuple(value["labels"]),
             flags=tuple(value["flags"]),
             states=tuple(map(tuple, value.get("states", ()))),
+            whole=value.get("whole", False),
         )
 
 
@@ -105,10 +108,10 @@ def _row(
     if verdict.fault:
         return None, verdict.fault
     if verdict.right:
-        if not (draft.states and verdict.whole):
+        if not verdict.whole:
             return None, "right"
         unchanged = Correction(draft.ids, draft.ids, (False,) * len(draft.ids))
-        return _conversation(draft, unchanged, (), draft.states), "right"
+        return _conversation(draft, unchanged, (), whole=True), "right"
     if not verdict.pairs:
         return None, "hopeless"
     segments, problems = locate([draft.text], verdict.pairs, draft.key)
@@ -118,14 +121,15 @@ def _row(
     if not used:
         return None, "pairless"
     whole = verdict.whole and len(used) == len(verdict.pairs)
-    return _conversation(draft, correction, used, draft.states if whole else ()), "kept"
+    return _conversation(draft, correction, used, whole=whole), "kept"
 
 
 def _conversation(
     draft: Draft,
     correction: Correction,
     used: Sequence[Segment],
-    states: Sequence[Sequence[int]],
+    *,
+    whole: bool,
 ) -> dict[str, Any]:
     tag = f"{IMAGE_TAG}\n" if draft.image else ""
     row = {
@@ -149,4 +153,8 @@ def _conversation(
         "labels": correction.labels,
         "flags": [place for place, flagged in enumerate(correction.revise) if flagged],
     }
-    return {**row, "states": states} if states else row
+    if whole:
+        row["whole"] = True
+        if draft.states:
+            row["states"] = draft.states
+    return row

@@ -32,6 +32,8 @@ END_SLOT = -1
 RELATION_SLOTS = tuple(1 + SLOTS.index(slot) for slot in ("relation", "subject", "object"))
 NAME_SLOTS = tuple(1 + SLOTS.index(slot) for slot in ("name", "subject", "object"))
 PLACES = len(ROWS) * len(COLUMNS)
+NOT_OWN = -1.0
+"""Fill share of a canvas whose wording is not the model's own."""
 NOWHERE = -100
 """Place of a token that names no sticker."""
 DRILL_RELATIONS = 10
@@ -101,6 +103,9 @@ class Canvases:
     """Of a visible token of a sticker's name, which of the PLACES the sticker is at, row by row;
     NOWHERE elsewhere."""
     place_weights_NC: np.ndarray
+    fill_N: np.ndarray
+    """Share of a canvas's masks that the model fills itself before the loss, float32; NOT_OWN
+    where the target is not the model's own wording, which also has no entropy term."""
 
 
 def part_weights(
@@ -212,6 +217,7 @@ class CanvasBuilder:
             slots_NC,
             places_NC,
             np.where(places_NC == NOWHERE, 0.0, mix.place_weight).astype(np.float32),
+            np.full(count, NOT_OWN, dtype=np.float32),
         )
 
     def _mask(

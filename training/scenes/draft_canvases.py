@@ -14,6 +14,7 @@ from training.scenes.canvases import (
     CLEAN,
     END_SLOT,
     MASKED,
+    NOT_OWN,
     NOWHERE,
     PAIR,
     REPLACED,
@@ -156,6 +157,7 @@ def _canvases(
         slots_NC,
         np.full(inputs_NC.shape, NOWHERE, dtype=np.int64),
         np.zeros(inputs_NC.shape, dtype=np.float32),
+        np.full(len(inputs_NC), NOT_OWN, dtype=np.float32),
     )
 
 

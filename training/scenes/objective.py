@@ -6,7 +6,7 @@ N canvases, Q prompt rows, D hidden size, V vocabulary, Y places.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -14,13 +14,17 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, rms_norm
 
 from rediff_model.runtime.attention import DenseAttend, PrefixAttend
+from training.loss.on_policy import OnPolicy, entropy, fill_factors, fill_masks
 from training.scenes.canvases import (
+    CLEAN,
     END_SLOT,
     NAME_SLOTS,
+    NOT_OWN,
     NOWHERE,
     PARTS,
     PLACES,
     RELATION_SLOTS,
+    REPLACED,
     Canvases,
 )
 from training.stickers.templates import SLOTS
@@ -43,6 +47,7 @@ class SceneBatch:
     slots_NC: Tensor
     places_NC: Tensor
     place_weights_NC: Tensor
+    fill_N: Tensor
 
     @classmethod
     def of(cls, features_BPF: Tensor, canvases: Canvases) -> Self:
@@ -54,6 +59,7 @@ class SceneBatch:
             canvases.slots_NC,
             canvases.places_NC,
             canvases.place_weights_NC,
+            canvases.fill_N,
         )
         return cls(features_BPF, *(torch.from_numpy(array) for array in arrays))
 
@@ -82,15 +88,18 @@ class SceneObjective(nn.Module):
         *,
         compiled: bool,
         places: bool = False,
+        on_policy: OnPolicy | None = None,
     ) -> None:
         super().__init__()
         self.captioner = model
+        self.on_policy = on_policy or OnPolicy()
         self.places: nn.Linear | None = None
         if places:
             self.places = nn.Linear(model.config.language.hidden_size, PLACES, device=model.device)
         self.register_buffer("before_Q", torch.tensor(before), persistent=False)
         self.register_buffer("after_Q", torch.tensor(after), persistent=False)
         self.run = torch.compile(self.losses) if compiled else self.losses
+        self.predict = torch.compile(self.logits) if compiled else self.logits
 
     @property
     def device(self) -> torch.device:
@@ -98,10 +107,15 @@ class SceneObjective(nn.Module):
 
     def forward(self, batch: SceneBatch) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
         """The weighted sum, and (sum, count) of the plain loss for every part."""
-        losses_NC, misplaced_NC = self.run(
+        batch = self.filled(batch)
+        losses_NC, misplaced_NC, entropy_NC = self.run(
             batch.features_BPF, batch.inputs_NC, batch.targets_NC, batch.places_NC
         )
         loss = (losses_NC * batch.weights_NC).sum()
+        own_N1 = (batch.fill_N != NOT_OWN)[:, None]
+        if self.on_policy.entropy_weight and own_N1.any():
+            unsure_NC = entropy_NC * batch.weights_NC * own_N1
+            loss = loss + self.on_policy.entropy_weight * unsure_NC.sum()
         with torch.no_grad():
             parts = {
                 f"loss_{name}": (losses_NC[chosen_NC].sum(), chosen_NC.sum())
@@ -119,22 +133,60 @@ class SceneObjective(nn.Module):
         counted_NC = (batch.weights_NC > 0) & (batch.slots_NC != END_SLOT)
         return {name: counted_NC & (batch.parts_NC == number) for number, name in enumerate(PARTS)}
 
+    @torch.no_grad()
+    def filled(self, batch: SceneBatch) -> SceneBatch:
+        """The batch after the model has filled the share of their masks that canvases ask for."""
+        chosen_N = (batch.fill_N > 0).nonzero()[:, 0]
+        if not len(chosen_N):
+            return batch
+        config = self.captioner.config
+        each = len(batch.inputs_NC) // len(batch.features_BPF)
+        before_KC, targets_KC = batch.inputs_NC[chosen_N], batch.targets_NC[chosen_N]
+        logits_TV = self.predict(batch.features_BPF[chosen_N // each], before_KC).float()
+        logits_TV[:, [config.mask_token_id, *config.suppressed_token_ids]] = -torch.inf
+        inputs_KC, filled_KC = fill_masks(
+            before_KC,
+            logits_TV.view(*before_KC.shape, -1),
+            config.mask_token_id,
+            batch.fill_N[chosen_N],
+        )
+        right_KC = inputs_KC == targets_KC
+        factors_KC = fill_factors(right_KC, filled_KC, self.on_policy)
+        parts_KC = torch.where(right_KC, CLEAN, REPLACED)
+        return replace(
+            batch,
+            inputs_NC=batch.inputs_NC.index_copy(0, chosen_N, inputs_KC),
+            weights_NC=batch.weights_NC.index_copy(
+                0, chosen_N, batch.weights_NC[chosen_N] * factors_KC
+            ),
+            parts_NC=batch.parts_NC.index_copy(
+                0, chosen_N, torch.where(filled_KC, parts_KC, batch.parts_NC[chosen_N])
+            ),
+        )
+
     def losses(
         self, features_BPF: Tensor, inputs_NC: Tensor, targets_NC: Tensor, places_NC: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        """Cross entropy of the words at every position, and of the places if there is a head for
-        them, [N, C]."""
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Cross entropy of the words at every position, of the places if there is a head for them,
+        and the entropy of masked positions that are predicted right, 0 elsewhere, [N, C]."""
         states: list[Tensor] | None = None if self.places is None else []
         logits_TV = self.logits(features_BPF, inputs_NC, states).float()
         words_T = cross_entropy(logits_TV, targets_NC.flatten(), reduction="none")
+        known_NC = (logits_TV.argmax(-1).view(targets_NC.shape) == targets_NC) & (
+            inputs_NC == self.captioner.config.mask_token_id
+        )
+        entropy_NC = torch.zeros_like(words_T).view(targets_NC.shape)
+        if self.on_policy.entropy_weight:
+            spread_T = entropy(logits_TV, self.on_policy.entropy_temperature)
+            entropy_NC = spread_T.view(targets_NC.shape) * known_NC
         if self.places is None or states is None:
-            return words_T.view(targets_NC.shape), None
+            return words_T.view(targets_NC.shape), None, entropy_NC
         middle_TD = states[len(states) // 2]
         found_TY = self.places(rms_norm(middle_TD, middle_TD.shape[-1:])).float()
         places_T = cross_entropy(
             found_TY, places_NC.flatten(), reduction="none", ignore_index=NOWHERE
         )
-        return words_T.view(targets_NC.shape), places_T.view(targets_NC.shape)
+        return words_T.view(targets_NC.shape), places_T.view(targets_NC.shape), entropy_NC
 
     def logits(
         self, features_BPF: Tensor, inputs_NC: Tensor, states: list[Tensor] | None = None

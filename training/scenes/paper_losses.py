@@ -83,6 +83,7 @@ def paper_canvases(
         slots_NC=plain.slots_NC,
         places_NC=plain.places_NC,
         place_weights_NC=plain.place_weights_NC,
+        fill_N=plain.fill_N,
     )
 
 

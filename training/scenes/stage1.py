@@ -21,6 +21,7 @@ from rediff_model.vision.efficientnet import FEATURE_CHANNELS, STRIDE
 from training.config import TrainConfigError
 from training.loop.check_same_config import claim
 from training.loop.exclusive_run import alone
+from training.loop.muon import Muon
 from training.loop.state import processes, take_over
 from training.loop.train import LoopSettings, train
 from training.scenes import cell_labels
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from training.config import Phase, SceneTraining
+    from training.loss.on_policy import OnPolicy
     from training.scenes.canvases import Canvases
     from training.stickers.graph import Scene
 
@@ -117,7 +119,7 @@ def run(config: SceneTraining, folder: Path) -> Path:
     return checkpoint
 
 
-def prepare(config: SceneTraining, folder: Path) -> SceneRun:
+def prepare(config: SceneTraining, folder: Path, on_policy: OnPolicy | None = None) -> SceneRun:
     """Atlas, tokenizer, and a model: new, or from `start_from`."""
     torch.manual_seed(config.seed)
     atlas = Atlas.load()
@@ -166,6 +168,7 @@ def prepare(config: SceneTraining, folder: Path) -> SceneRun:
         after,
         compiled=config.compiled,
         places=any(phase.place_weight > 0 for phase in config.phases),
+        on_policy=on_policy,
     )
     canvases = CanvasBuilder(
         tokenizer,
@@ -387,7 +390,7 @@ def optimizers(scene_run: SceneRun) -> list[Optimizer]:
     apart = {id(value) for value in (*matrices, *projector)}
     others = [value for _, value in trained if id(value) not in apart]
     return [
-        torch.optim.Muon(matrices, lr=rates.muon, weight_decay=rates.weight_decay),
+        Muon(matrices, lr=rates.muon, weight_decay=rates.weight_decay),
         torch.optim.AdamW(
             [{"params": others, "lr": rates.adamw}, {"params": projector, "lr": rates.projector}],
             betas=(0.9, 0.98),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import dataclass
 from functools import reduce
 from typing import TYPE_CHECKING, Annotated, Self
 
@@ -29,6 +30,7 @@ from training.scenes.canvases import Mix
 from training.scenes.draft_canvases import CorrectionCanvases, StateCanvases, join
 from training.scenes.features import load_or_build
 from training.scenes.objective import SceneBatch, slot_accuracy
+from training.scenes.own_captions import OwnCaptions, OwnCaptionShape, caption_slots
 from training.scenes.stage1 import (
     export,
     loop_settings,
@@ -38,12 +40,14 @@ from training.scenes.stage1 import (
     prepare,
 )
 from training.stickers.grammar import compose
+from training.stickers.sample import sample_scene
 from training.whole_file import write_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from training.correction.selection import Corrected
     from training.scenes.features import SceneFeatures
     from training.scenes.stage1 import SceneRun
     from training.stickers.graph import Scene
@@ -86,12 +90,18 @@ class SceneCorrection(SceneTraining):
     drafts: DraftShape = DraftShape()
     expert: ExpertShape = ExpertShape()
     correction_share: float = Field(1.0, ge=0, le=1)
-    """Share of the pictures whose canvases are corrected drafts; 0 goes on with Stage I alone."""
+    """Share of the pictures whose canvases are corrected drafts, of those without own captions; 0
+    goes on with Stage I alone."""
     correction_weight: float = Field(1.0, gt=0)
     """What a token of a corrected segment counts."""
     states_share: float = Field(0.0, ge=0, le=1)
     """Of the pictures with corrected drafts, the share whose canvases are what the draft was on its
     way, `drafts.states` of them, to be completed to what it should have become."""
+    own_captions: OwnCaptionShape | None = None
+    """Self-distillation on the corrected drafts that are whole, with on-policy self-correction."""
+    start_share: float = Field(0.0, ge=0, lt=1)
+    """How much of `start_from` is in the weights that a round ends with: 0.5 is the mean of before
+    and after."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -139,20 +149,23 @@ def run_round(config: SceneCorrection, folder: Path, number: int) -> Path:
     here = folder / f"round-{number}"
     group = processes()
     with group.main_process_first(), claim(here, config, (*FREE, *free_expert(here))):
-        scene_run = prepare(config, here)
+        own = config.own_captions
+        scene_run = prepare(config, here, own.objective() if own else None)
     with group.main_process_first():
         features = _features("train", config.data.first_seed, config.data.scenes, scene_run, folder)
         validation = _features("validation", 0, config.data.validation_scenes, scene_run, folder)
-    canvases = states = None
-    if config.correction_share:
+    dealers = None
+    if config.correction_share or config.own_captions:
         first = config.drafts.first + number * config.drafts.scenes
         # What is trained on must not change any more, such as by answers that come late.
         if group.is_main_process and not (here / "captions").exists():
             collect(config, scene_run, features, range(first, first + config.drafts.scenes))
         wait_for(here / "counts.json")
         group.wait_for_everyone()
-        canvases, states = _corrected(config, scene_run, here)
-    average = train_corrections(config, scene_run, features, validation, canvases, states)
+        dealers = _corrected(config, scene_run, here)
+    start = {name: value.detach().clone() for name, value in scene_run.objective.named_parameters()}
+    average = train_corrections(config, scene_run, features, validation, dealers)
+    average = {name: value.lerp(start[name], config.start_share) for name, value in average.items()}
     if group.is_main_process:
         export(scene_run, average, here / "checkpoint")
     group.wait_for_everyone()
@@ -203,32 +216,51 @@ def collect(
     write_json(folder / "counts.json", counts)
 
 
-def _corrected(
-    config: SceneCorrection, scene_run: SceneRun, here: Path
-) -> tuple[CorrectionCanvases, StateCanvases | None]:
+@dataclass(frozen=True, slots=True)
+class Dealers:
+    """What deals the canvases of corrected drafts, each if the configuration asks for it."""
+
+    corrections: CorrectionCanvases | None = None
+    states: StateCanvases | None = None
+    own: OwnCaptions | None = None
+
+
+def _corrected(config: SceneCorrection, scene_run: SceneRun, here: Path) -> Dealers:
     """What `collect` left to train on; raises ValueError, with what became of all, for nothing."""
-    rows, shape, states = read_corrected(here / "corrected.jsonl"), scene_run.model_config, None
+    rows, model = read_corrected(here / "corrected.jsonl"), scene_run.model_config
+    tokenizer, atlas = scene_run.tokenizer, scene_run.atlas
+    length, stop_id, mask_id = model.canvas_length, model.stop_token_id, model.mask_token_id
+
+    def slots(row: Corrected) -> list[int]:
+        split, seed = row.scene
+        return caption_slots(row.labels, sample_scene(seed, atlas, split=split), tokenizer)
+
+    corrections = states = own = None
+    shape = config.own_captions
     try:
-        canvases = CorrectionCanvases(
-            rows,
-            length=shape.canvas_length,
-            stop_id=shape.stop_token_id,
-            weight=config.correction_weight,
-        )
-        if config.states_share:
-            states = StateCanvases(
-                rows,
-                length=shape.canvas_length,
-                stop_id=shape.stop_token_id,
-                mask_id=shape.mask_token_id,
+        if config.correction_share and (shape is None or shape.share < 1):
+            corrections = CorrectionCanvases(
+                rows, length=length, stop_id=stop_id, weight=config.correction_weight
             )
+            if config.states_share:
+                states = StateCanvases(rows, length=length, stop_id=stop_id, mask_id=mask_id)
+        if shape is not None:
+            own = OwnCaptions(
+                rows,
+                shape,
+                length=length,
+                stop_id=stop_id,
+                mask_id=mask_id,
+                slots=slots if shape.slot_weights or shape.numbers else None,
+            )
+            logger.info("%d of %d captions are whole", len(own), len(rows))
     except ValueError as error:
         counts = json.loads((here / "counts.json").read_text(encoding="utf-8"))["filter"]
         raise ValueError(
             f"{here / 'corrected.jsonl'}: {error}, of {config.drafts.scenes} drafts: "
             f"{listed(counts)}"
         ) from None
-    return canvases, states
+    return Dealers(corrections, states, own)
 
 
 def train_corrections(
@@ -236,18 +268,27 @@ def train_corrections(
     scene_run: SceneRun,
     features: SceneFeatures,
     validation: SceneFeatures,
-    corrections: CorrectionCanvases | None,
-    states: StateCanvases | None = None,
+    dealers: Dealers | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Train on corrected drafts and Stage I canvases, as many pictures a step as Stage I."""
+    """Train on own captions, corrected drafts and Stage I canvases, as many pictures a step as
+    Stage I."""
     first_seed = config.data.first_seed
+    corrections, states, own = (
+        (dealers.corrections, dealers.states, dealers.own) if dealers else (None, None, None)
+    )
+    own_share = config.own_captions.share if config.own_captions else 0.0
 
     def batch(step: int, part: int) -> SceneBatch:
         rng = np.random.default_rng((config.seed, 4, step, part))
         mix = mix_of(config.phase_at(step))
-        corrected = int(config.correction_share * config.pictures + rng.random())
+        distilled = int(own_share * config.pictures + rng.random()) if own else 0
+        others = config.pictures - distilled
+        corrected = int(config.correction_share * others + rng.random())
+        corrected = corrected if corrections is not None else 0
         midway = int(config.states_share * corrected + rng.random()) if states else 0
         dealt = []
+        if own is not None and distilled:
+            dealt.append(own.deal(distilled, config.wordings, rng))
         if corrections is not None and corrected > midway:
             dealt.append(corrections.deal(corrected - midway, config.wordings, rng))
         if states is not None and midway:
@@ -255,10 +296,10 @@ def train_corrections(
         rows = [seed - first_seed for scenes, _ in dealt for _, seed in scenes]
         parts = [canvases for _, canvases in dealt]
         if len(rows) < config.pictures:
-            others = rng.integers(0, len(features.scenes), config.pictures - len(rows)).tolist()
-            scenes = [features.scenes[row] for row in others]
+            fresh = rng.integers(0, len(features.scenes), config.pictures - len(rows)).tolist()
+            scenes = [features.scenes[row] for row in fresh]
             parts.append(noised_canvases(scene_run, scenes, step, rng))
-            rows += others
+            rows += fresh
         return SceneBatch.of(features.rows(np.array(rows)), reduce(join, parts))
 
     held = SceneBatch.of(
