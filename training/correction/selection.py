@@ -57,10 +57,16 @@ class Corrected:
 
 
 def filter_corrections(
-    drafts: Sequence[Draft], verdicts: Path, tokenizer: Tokenizer, path: Path
+    drafts: Sequence[Draft],
+    verdicts: Path,
+    tokenizer: Tokenizer,
+    path: Path,
+    *,
+    keep_right: bool = False,
 ) -> Counter[str]:
     """Write the usable corrections of `verdicts` to `path`, whole, in the drafts' order.
 
+    Drafts that are right and whole are written too where they have states, or with `keep_right`.
     Returns counts. Of drafts: `kept`, and left out as `unjudged`, `right`, `malformed`, `refused`,
     `hopeless` (no pair) or `pairless` (no pair survived). Of pairs, each named `pair_...`: `kept`,
     `missing`, `ambiguous`, `overlapping`, `identical`, `unequal`, `unaligned`; see `report.Kind`.
@@ -77,7 +83,7 @@ def filter_corrections(
     counts: Counter[str] = Counter()
     rows = []
     for draft in drafts:
-        row, outcome = _row(draft, known.get(draft.key), tokenizer, counts)
+        row, outcome = _row(draft, known.get(draft.key), tokenizer, counts, keep_right)
         counts[outcome] += 1
         if row is not None:
             rows.append(row)
@@ -101,14 +107,18 @@ def read_corrected(path: Path) -> list[Corrected]:
 
 
 def _row(
-    draft: Draft, verdict: Verdict | None, tokenizer: Tokenizer, counts: Counter[str]
+    draft: Draft,
+    verdict: Verdict | None,
+    tokenizer: Tokenizer,
+    counts: Counter[str],
+    keep_right: bool,
 ) -> tuple[dict[str, Any] | None, str]:
     if verdict is None:
         return None, "unjudged"
     if verdict.fault:
         return None, verdict.fault
     if verdict.right:
-        if not verdict.whole:
+        if not verdict.whole or not (draft.states or keep_right):
             return None, "right"
         unchanged = Correction(draft.ids, draft.ids, (False,) * len(draft.ids))
         return _conversation(draft, unchanged, (), whole=True), "right"
@@ -132,7 +142,7 @@ def _conversation(
     whole: bool,
 ) -> dict[str, Any]:
     tag = f"{IMAGE_TAG}\n" if draft.image else ""
-    row = {
+    row: dict[str, Any] = {
         "key": draft.key,
         "image": draft.image,
         "scene": draft.scene,

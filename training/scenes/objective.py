@@ -78,6 +78,9 @@ class SceneObjective(nn.Module):
     learnt where names know their places, and from captions alone that is not learnt in time. The
     optimisers (`training.scenes.stage1.optimizers`) leave the head as it was drawn: the layers
     learn to write what it reads.
+
+    With `on_policy`, canvases with a fill share are filled by the model itself before the loss, and
+    what it predicts rightly of own captions is trained to be sure.
     """
 
     def __init__(
@@ -92,7 +95,7 @@ class SceneObjective(nn.Module):
     ) -> None:
         super().__init__()
         self.captioner = model
-        self.on_policy = on_policy or OnPolicy()
+        self.on_policy = on_policy
         self.places: nn.Linear | None = None
         if places:
             self.places = nn.Linear(model.config.language.hidden_size, PLACES, device=model.device)
@@ -112,8 +115,8 @@ class SceneObjective(nn.Module):
             batch.features_BPF, batch.inputs_NC, batch.targets_NC, batch.places_NC
         )
         loss = (losses_NC * batch.weights_NC).sum()
-        own_N1 = (batch.fill_N != NOT_OWN)[:, None]
-        if self.on_policy.entropy_weight and own_N1.any():
+        if self.on_policy is not None and entropy_NC is not None:
+            own_N1 = (batch.fill_N != NOT_OWN)[:, None]
             unsure_NC = entropy_NC * batch.weights_NC * own_N1
             loss = loss + self.on_policy.entropy_weight * unsure_NC.sum()
         with torch.no_grad():
@@ -137,7 +140,7 @@ class SceneObjective(nn.Module):
     def filled(self, batch: SceneBatch) -> SceneBatch:
         """The batch after the model has filled the share of their masks that canvases ask for."""
         chosen_N = (batch.fill_N > 0).nonzero()[:, 0]
-        if not len(chosen_N):
+        if self.on_policy is None or not len(chosen_N):
             return batch
         config = self.captioner.config
         each = len(batch.inputs_NC) // len(batch.features_BPF)
@@ -166,19 +169,19 @@ class SceneObjective(nn.Module):
 
     def losses(
         self, features_BPF: Tensor, inputs_NC: Tensor, targets_NC: Tensor, places_NC: Tensor
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Cross entropy of the words at every position, of the places if there is a head for them,
-        and the entropy of masked positions that are predicted right, 0 elsewhere, [N, C]."""
+        and, if it counts, the entropy of masked positions that are predicted right, 0 elsewhere,
+        [N, C]."""
         states: list[Tensor] | None = None if self.places is None else []
         logits_TV = self.logits(features_BPF, inputs_NC, states).float()
         words_T = cross_entropy(logits_TV, targets_NC.flatten(), reduction="none")
-        known_NC = (logits_TV.argmax(-1).view(targets_NC.shape) == targets_NC) & (
-            inputs_NC == self.captioner.config.mask_token_id
-        )
-        entropy_NC = torch.zeros_like(words_T).view(targets_NC.shape)
-        if self.on_policy.entropy_weight:
+        entropy_NC = None
+        if self.on_policy is not None and self.on_policy.entropy_weight:
+            masked_NC = inputs_NC == self.captioner.config.mask_token_id
+            right_NC = logits_TV.argmax(-1).view(targets_NC.shape) == targets_NC
             spread_T = entropy(logits_TV, self.on_policy.entropy_temperature)
-            entropy_NC = spread_T.view(targets_NC.shape) * known_NC
+            entropy_NC = spread_T.view(targets_NC.shape) * (masked_NC & right_NC)
         if self.places is None or states is None:
             return words_T.view(targets_NC.shape), None, entropy_NC
         middle_TD = states[len(states) // 2]

@@ -194,7 +194,7 @@ class OwnCaptions:
 def numbers_and_agreement(slots_NC: np.ndarray) -> np.ndarray:
     """Positions [N, C] of numbers and of the tokens just behind them."""
     found_NC = slots_NC == COUNT_SLOT
-    result_NC = found_NC.copy()
+    result_NC: np.ndarray = found_NC.copy()
     for distance in range(1, AGREEING + 1):
         result_NC[:, distance:] |= found_NC[:, :-distance]
     return result_NC

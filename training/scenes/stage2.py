@@ -209,7 +209,15 @@ def collect(
     verdicts = folder / "verdicts.jsonl"
     counts = {
         "correct": dict(correct(drafts, expert, verdicts, progress=True)),
-        "filter": dict(filter_corrections(drafts, verdicts, tokenizer, folder / "corrected.jsonl")),
+        "filter": dict(
+            filter_corrections(
+                drafts,
+                verdicts,
+                tokenizer,
+                folder / "corrected.jsonl",
+                keep_right=config.own_captions is not None,
+            )
+        ),
         "expert": expert.usage(),
     }
     logger.info("corrections: %s", counts)

@@ -129,6 +129,7 @@ class TwinObjective(SceneObjective):
             batch.slots_NC,
             _moved(batch.places_NC, fill=NOWHERE),
             _moved(batch.place_weights_NC, fill=0),
+            batch.fill_N,
         )
 
 

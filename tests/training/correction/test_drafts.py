@@ -239,12 +239,18 @@ TEXT = "The red fox is left of the red pizza."
 
 
 def run_filter(
-    folder: Path, drafts: Sequence[Draft], verdicts: dict[str, Verdict]
+    folder: Path,
+    drafts: Sequence[Draft],
+    verdicts: dict[str, Verdict],
+    *,
+    keep_right: bool = False,
 ) -> dict[str, int]:
     records = ({"key": key, **verdict.to_json()} for key, verdict in verdicts.items())
     write_records(folder / "verdicts.jsonl", records)
     kept = folder / "corrected.jsonl"
-    counts = filter_corrections(drafts, folder / "verdicts.jsonl", sample_tokenizer(), kept)
+    counts = filter_corrections(
+        drafts, folder / "verdicts.jsonl", sample_tokenizer(), kept, keep_right=keep_right
+    )
     return {name: count for name, count in counts.items() if count}
 
 
@@ -277,6 +283,23 @@ def test_the_filter_counts_every_reason(tmp_path: Path) -> None:
     assert sample_tokenizer().decode(row.labels) == "The red fox is right of the blue pizza."
     changed = [i for i, (a, b) in enumerate(zip(row.ids, row.labels, strict=True)) if a != b]
     assert list(row.flags) == changed
+
+
+def test_right_drafts_are_kept_as_they_are_where_they_are_asked_for(tmp_path: Path) -> None:
+    """One that leaves something out is no target."""
+    verdicts = {
+        "right": Verdict(right=True),
+        "partial": Verdict(right=True, whole=False),
+        "mended": Verdict((Pair("fox", "dog"),)),
+        "half": Verdict((Pair("fox", "dog"), Pair("pizza", "hot air balloon"))),
+    }
+    drafts = [make_draft(key, TEXT) for key in verdicts]
+    run_filter(tmp_path, drafts, verdicts, keep_right=True)
+    rows = {row.key: row for row in read_corrected(tmp_path / "corrected.jsonl")}
+    assert {key for key, row in rows.items() if row.whole} == {"right", "mended"}
+    assert rows.keys() == {"right", "mended", "half"}
+    assert rows["right"].labels == rows["right"].ids
+    assert rows["right"].flags == ()
 
 
 def test_what_is_kept_trains_as_a_conversation(tmp_path: Path) -> None:

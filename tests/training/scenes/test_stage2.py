@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from scene_runs import configuration
 
-from rediff_model.config import VisionConfig
-from rediff_model.vision.efficientnet import FEATURE_CHANNELS, STRIDE, EfficientNetTower
 from training.config import SceneTraining, TrainConfigError
 from training.correction.experts.build import free_expert
 from training.correction.experts.oracle import OracleExpert
@@ -24,57 +23,11 @@ from training.scenes.canvases import CLEAN, END_SLOT, MASKED, PAIR, REPLACED, Ca
 from training.scenes.draft_canvases import CorrectionCanvases, StateCanvases, join
 from training.scenes.features import load_or_build
 from training.scenes.stage1 import SceneRun, prepare
-from training.scenes.stage1 import run as run_stage1
-from training.scenes.stage2 import FREE, SceneCorrection, collect, run
+from training.scenes.stage2 import FREE, collect, run
 from training.stickers.grammar import compose
 from training.stickers.sample import sample_scene
 
 CANVAS = 128
-
-
-@pytest.fixture(scope="module")
-def stage1(tmp_path_factory: pytest.TempPathFactory) -> SceneRun:
-    """A tiny model after some steps of Stage I, as the checkpoint that Stage II begins with."""
-    folder = tmp_path_factory.mktemp("stage1")
-    torch.manual_seed(0)
-    vision = VisionConfig(
-        tower="efficientnet_lite0",
-        image_size=6 * STRIDE,
-        patch_size=STRIDE,
-        hidden_size=FEATURE_CHANNELS,
-    )
-    tower = EfficientNetTower(vision).state_dict()
-    save_file({name: value.contiguous() for name, value in tower.items()}, folder / "tower")
-    config = SceneTraining.model_validate(
-        {
-            "tower": folder / "tower",
-            "model": {"hidden_size": 32, "intermediate_size": 64, "layers": 1, "heads": 2},
-            "data": {"scenes": 4, "validation_scenes": 2},
-            "pictures": 2,
-            "align_steps": 2,
-            "phases": [{"steps": 100, "replace": 0.3, "clean_weight": 0.1}],
-            "evaluate_every": 100,
-            "save_every": 100,
-            "precision": "no",
-        }
-    )
-    checkpoint = run_stage1(config, folder)
-    return prepare(config.model_copy(update={"start_from": checkpoint}), folder)
-
-
-def configuration(stage1: SceneRun, **changes: object) -> SceneCorrection:
-    values = {
-        "start_from": stage1.folder / "checkpoint",
-        "data": {"scenes": 4, "validation_scenes": 2},
-        "drafts": {"scenes": 4, "tokens_per_step": (8, 64)},
-        "pictures": 2,
-        "phases": [{"steps": 100}],
-        "warmup": 5,
-        "evaluate_every": 100,
-        "save_every": 100,
-        "precision": "no",
-    }
-    return SceneCorrection.model_validate(values | changes)
 
 
 def spoilt_drafts(stage1: SceneRun) -> list[Draft]:
