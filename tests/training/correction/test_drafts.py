@@ -290,8 +290,8 @@ def test_right_drafts_are_kept_as_they_are_where_they_are_asked_for(tmp_path: Pa
     verdicts = {
         "right": Verdict(right=True),
         "partial": Verdict(right=True, whole=False),
-        "mended": Verdict((Pair("fox", "dog"),)),
-        "half": Verdict((Pair("fox", "dog"), Pair("pizza", "hot air balloon"))),
+        "mended": Verdict((Pair("left", "right"),)),
+        "half": Verdict((Pair("left", "right"), Pair("pizza", "hot air balloon"))),
     }
     drafts = [make_draft(key, TEXT) for key in verdicts]
     run_filter(tmp_path, drafts, verdicts, keep_right=True)
