@@ -24,6 +24,7 @@ KINDS: dict[str, type[Training]] = {
     "embedded-gpu": SceneTraining,
     "embedded-stage2-cpu": SceneCorrection,
     "embedded-stage2-cpu-2": SceneCorrection,
+    "embedded-few-passes-cpu": SceneCorrection,
     "embedded-stage2-gpu": SceneCorrection,
     "llada-v-stage1-full": DialogueTraining,
     "llada-v-stage1-lora": DialogueTraining,
