@@ -231,6 +231,7 @@ def step(batch: int, columns: int, device: str) -> Calls:
         refine_fraction_B=whole(1).double(),
         least_B=whole(0),
         reveal_above_B=torch.full((batch,), torch.inf, dtype=torch.float64, device=device),
+        end_above_B=torch.full((batch,), torch.inf, dtype=torch.float64, device=device),
         edit_above_B=torch.full((batch,), -torch.inf, dtype=torch.float64, device=device),
         extra_B=whole(0),
         official_B=whole(0).bool(),

@@ -63,6 +63,9 @@ class Plan(_Slots):
     """Positions that a step reveals at least."""
     reveal_above_B: Tensor
     """Positions whose log-odds are above this are revealed too. Float64; inf is none."""
+    end_above_B: Tensor
+    """Predicted stops whose log-odds are above this are revealed beside the schedule. Float64; inf
+    is none."""
     edit_above_B: Tensor
     """Log-odds that a prediction must exceed to replace a token. Float64; -inf is always."""
     extra_B: Tensor

@@ -120,8 +120,9 @@ def refine_canvas(
 
     Reveals the masked positions of highest score, ties to the lower position, as many as the
     block's schedule says and at most as many as there are, and those of log-odds above
-    `reveal_above_B`. Revises positions of the current block that were not masked when the step
-    began, if the prediction's log-odds are above `edit_above_B`. A finished canvas stays as it is.
+    `reveal_above_B`. Predicted stops of log-odds above `end_above_B` are revealed beside them.
+    Revises positions of the current block that were not masked when the step began, if the
+    prediction's log-odds are above `edit_above_B`. A finished canvas stays as it is.
     """
     position_C = torch.arange(canvas.ids_BC.shape[1], device=canvas.ids_BC.device)
     masked_BC = canvas.ids_BC == plan.mask_id
@@ -139,7 +140,9 @@ def refine_canvas(
     candidate_BC = masked_BC & open_BC
     count_B = _scheduled(plan, canvas, (masked_BC & in_block_BC).sum(dim=1))
     sure_BC = log_odds_BC > plan.reveal_above_B[:, None]
-    revealed_BC = first_k(score_BC, candidate_BC, count_B) | (candidate_BC & sure_BC)
+    end_BC = (log_odds_BC > plan.end_above_B[:, None]) & _single_stops(plan, predicted_BC)
+    others_BC = first_k(score_BC, candidate_BC & ~end_BC, count_B)
+    revealed_BC = others_BC | (candidate_BC & (sure_BC | end_BC))
 
     # Nothing is left to reveal: a step that only refines.
     filled_B = ~plan.official_B & ~(masked_BC & in_block_BC & open_BC).any(dim=1) & ~canvas.done_B
@@ -258,6 +261,12 @@ def first_stop(plan: Plan, ids_BC: Tensor) -> Tensor:
         same_BQC = padded_BC[:, None, offset : offset + columns] == token_BQ1
         match_BQC = match_BQC & (same_BQC | (offset >= plan.stop_lengths_BQ)[..., None])
     return torch.where(match_BQC, position_C, plan.length_B[:, None, None]).amin(dim=2)
+
+
+def _single_stops(plan: Plan, predicted_BC: Tensor) -> Tensor:
+    """Whether a token alone is one of its request's stop sequences, [B, C]."""
+    alone_BQ1 = (plan.stop_lengths_BQ == 1)[..., None]
+    return ((predicted_BC[:, None] == plan.stops_BQL[:, :, :1]) & alone_BQ1).any(dim=1)
 
 
 def fingerprint(ids_BC: Tensor, length_B: Tensor) -> Tensor:

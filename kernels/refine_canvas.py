@@ -64,6 +64,7 @@ def refine_canvas(
             plan.refine_fraction_B,
             plan.least_B,
             plan.reveal_above_B,
+            plan.end_above_B,
             plan.edit_above_B,
             plan.extra_B,
             plan.official_B,
@@ -148,6 +149,22 @@ def _before(score: tl.tensor, at: tl.tensor, other: tl.tensor, other_at: tl.tens
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def _single_stops(
+    predicted: tl.tensor,
+    stops_ptr: tl.tensor,
+    stop_lengths_ptr: tl.tensor,
+    sequences: tl.tensor,
+    longest: tl.tensor,
+) -> tl.tensor:
+    """Whether a token alone is a stop sequence of its request."""
+    found = predicted != predicted
+    for sequence in range(0, sequences):
+        size = tl.load(stop_lengths_ptr + sequence)
+        found = found | ((predicted == tl.load(stops_ptr + sequence * longest)) & (size == 1))
+    return found
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def _scores(score_ptr: tl.tensor, at: tl.tensor, inside: tl.tensor) -> tl.tensor:
     """Scores in float64; NaN is the highest, and -inf still above what is no candidate."""
     score = tl.load(score_ptr + at, mask=inside, other=0.0).to(tl.float64)
@@ -165,6 +182,7 @@ def _canvas_kernel(
     refine_fraction_ptr: tl.tensor,
     least_ptr: tl.tensor,
     reveal_above_ptr: tl.tensor,
+    end_above_ptr: tl.tensor,
     edit_above_ptr: tl.tensor,
     extra_ptr: tl.tensor,
     official_ptr: tl.tensor,
@@ -226,6 +244,7 @@ def _canvas_kernel(
     polish = tl.load(polish_ptr + request)
     refined = tl.load(refined_ptr + request)
     reveal_above = tl.load(reveal_above_ptr + request)
+    end_above = tl.load(end_above_ptr + request)
     edit_above = tl.load(edit_above_ptr + request)
     extra = tl.where(polish, 0, tl.load(extra_ptr + request))
     done = tl.load(done_ptr + request)
@@ -236,8 +255,11 @@ def _canvas_kernel(
     ids_ptr += request * ids_stride
     score_ptr += request * score_stride
     log_odds_ptr += request * log_odds_stride
+    predicted_ptr += request * predicted_stride
+    stops_ptr += request * sequences * longest
+    stop_lengths_ptr += request * sequences
     ids = tl.load(ids_ptr + at, mask=inside, other=-1)
-    predicted = tl.load(predicted_ptr + request * predicted_stride + at, mask=inside, other=-1)
+    predicted = tl.load(predicted_ptr + at, mask=inside, other=-1)
     masked = (ids == mask_id) & inside
     start = block * block_length
     end = start + block_length
@@ -275,13 +297,20 @@ def _canvas_kernel(
         other_ids = tl.load(ids_ptr + other_at, mask=other_inside, other=-1)
         other_score = _scores(score_ptr, other_at, other_inside)
         other_open = other_inside & (other_at < bound)
-        other_masked = other_open & (other_ids == mask_id)
+        other_predicted = tl.load(predicted_ptr + other_at, mask=other_inside, other=-1)
+        other_odds = tl.load(log_odds_ptr + other_at, mask=other_inside, other=0.0).to(tl.float64)
+        other_end = _single_stops(other_predicted, stops_ptr, stop_lengths_ptr, sequences, longest)
+        other_end = other_end & (other_odds > end_above)
+        other_masked = other_open & (other_ids == mask_id) & (other_end == 0)
         other_known = other_open & (other_ids != mask_id) & (other_at >= start) & (other_at < end)
         before = _before(score, at, other_score, other_at)
         mask_rank += tl.sum((before & other_masked[None, :]).to(tl.int32), axis=1)
         known_rank += tl.sum((before & other_known[None, :]).to(tl.int32), axis=1)
     log_odds = tl.load(log_odds_ptr + at, mask=inside, other=0.0).to(tl.float64)
-    revealed = masked & is_open & ((mask_rank < count) | (log_odds > reveal_above))
+    end_found = _single_stops(predicted, stops_ptr, stop_lengths_ptr, sequences, longest)
+    end_found = end_found & (log_odds > end_above)
+    planned = (mask_rank < count) & (end_found == 0)
+    revealed = masked & is_open & (planned | end_found | (log_odds > reveal_above))
     revised = known & (tl.where(is_open, known_rank, BLOCK).to(tl.float64) < part)
 
     # Revising the stop away in the last step would leave the masks behind it in the caption.
@@ -301,10 +330,10 @@ def _canvas_kernel(
     sticky = stop
     known_stop = done != done
     for sequence in range(0, sequences):
-        size = tl.load(stop_lengths_ptr + request * sequences + sequence)
+        size = tl.load(stop_lengths_ptr + sequence)
         match = (at + size <= length) & (size > 0) & inside
         for offset in range(0, longest):
-            token = tl.load(stops_ptr + (request * sequences + sequence) * longest + offset)
+            token = tl.load(stops_ptr + sequence * longest + offset)
             following = tl.gather(ids, tl.minimum(at + offset, BLOCK - 1), 0)
             match = match & ((following == token) | (offset >= size))
         found = tl.min(tl.where(match, at.to(tl.int64), length), axis=0)

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, get_args
 
-from rediff_model.sampling.params import Preferences
+from rediff_model.sampling.params import PRESETS, Preferences
 
 T = TypeVar("T")
 PrefixAttention = Literal["full", "prefix"]
@@ -136,7 +136,7 @@ class ModelConfig:
     canvas_length: int = 128
     """Tokens of a caption by default."""
     preferences: Preferences = field(default_factory=Preferences)
-    """Decoding by default; `block_lengths` and `extra_refine_steps` in the file."""
+    """Decoding by default; `preset`, `block_lengths` and `extra_refine_steps` in the file."""
 
     def __post_init__(self) -> None:
         for name, ids in (
@@ -161,6 +161,8 @@ class ModelConfig:
             raise ConfigError(
                 f"extra_refine_steps must be 0 to canvas_length {self.canvas_length}, got {extra}"
             )
+        if (preset := self.preferences.preset) not in PRESETS:
+            raise ConfigError(f"preset must be one of {tuple(PRESETS)}, got {preset!r}")
 
     @classmethod
     def from_json(cls, source: Path | Mapping[str, Any]) -> Self:

@@ -80,7 +80,7 @@ class Order:
             # As of a chat: what a model has no canvas for it does not write.
             canvas = min(canvas, self.max_new_tokens)
         try:
-            settings = self.options.resolve(canvas, self.max_canvas)
+            settings = self.options.resolve(canvas, self.max_canvas, runner.info.preferences.preset)
         except ServeError as error:
             raise CannotCaption(str(error)) from None
         return settings.preferring(runner.info.preferences)

@@ -74,6 +74,7 @@ def any_settings(draw: st.DrawFn) -> SamplerSettings:
     if compat == "default" and draw(st.booleans()):
         adaptive = {
             "reveal_threshold": draw(st.sampled_from([None, 0.0, 0.2, 0.3, 0.5, 1.0])),
+            "end_threshold": draw(st.sampled_from([None, 0.0, 0.15, 0.3, 1.0])),
             "edit_threshold": draw(st.sampled_from([0.0, 0.0, 0.3, 0.5, 1.0])),
             "extra_refine_steps": draw(st.sampled_from([0, 1, 2, 12])),
         }

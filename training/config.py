@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from rediff_model.checkpoint import SHIPPED
+from rediff_model.sampling.params import Preset
 from training import plain_yaml
 from training.loss.official import Defect
 
@@ -233,6 +234,7 @@ class SceneTraining(Training):
     """Train a model from `start_from` with this instead of its own; None keeps it."""
     block_lengths: tuple[int, ...] | None = None
     extra_refine_steps: int | None = Field(None, ge=0)
+    preset: Preset | None = None
     """What the checkpoint will prefer, see `ModelConfig.preferences`; None keeps it as it was."""
 
     @model_validator(mode="after")

@@ -205,6 +205,7 @@ def _plan(settings: Sequence[SamplerSettings], ids: TokenIds, device: torch.devi
         refine_fraction_B=real([one.refine_fraction or 1.0 for one in settings]),
         least_B=whole([one.least_revealed for one in settings]),
         reveal_above_B=real([_log_odds(one.reveal_threshold, math.inf) for one in settings]),
+        end_above_B=real([_log_odds(one.end_threshold, math.inf) for one in settings]),
         edit_above_B=real([_log_odds(one.edit_threshold, -math.inf) for one in settings]),
         extra_B=whole([one.extra_steps for one in settings]),
         official_B=torch.tensor([one.compat == "official" for one in settings]).to(device),

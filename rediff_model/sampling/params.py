@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 Remasking = Literal["low_confidence", "random"]
 Compat = Literal["default", "official"]
+Preset = Literal["rediff", "mask", "adaptive", "careful"]
 
 DEFAULT_TOKENS_PER_STEP = 4
 
@@ -44,6 +45,8 @@ class Preferences:
     """Length of a block at 1, 2, … tokens a step; beyond the last, the whole canvas."""
     extra_refine_steps: int = 0
     """Of a canvas in one block."""
+    preset: str = "rediff"
+    """One of `PRESETS`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,10 @@ class SamplerSettings:
     confidence is above this. The number of steps adapts to the picture."""
     edit_threshold: float = 0.0
     """Replace a revealed token only by a prediction whose confidence is above this; 0 is always."""
+    end_threshold: float | None = None
+    """Reveal every predicted stop whose confidence is above this, beside what the schedule asks
+    for; stop sequences of several tokens are not meant. A step then reveals `tokens_per_step`
+    others, however few are left."""
     extra_refine_steps: int | None = None
     """Forward passes that only refine, at most, after the last mask of a block; they end when
     nothing changes, or at a canvas that was there before. A complete draft takes the steps of the
@@ -96,13 +103,20 @@ class SamplerSettings:
     """`official` repeats the defects of the official sampler (docs/fidelity.md)."""
 
     @classmethod
-    def from_preset(cls, name: str, explicit: Mapping[str, Any]) -> SamplerSettings:
+    def from_preset(
+        cls, name: str | None, explicit: Mapping[str, Any], default: str = "rediff"
+    ) -> SamplerSettings:
         """A preset with explicit fields instead of its own; `steps` and `tokens_per_step` replace
         each other.
+
+        A name of None is `default`, the checkpoint's preset; it is `rediff` where a pace is given.
 
         Raises:
             SettingsError: there is no such preset or field, or a value is out of range.
         """
+        paced = not explicit.keys().isdisjoint(("steps", "tokens_per_step"))
+        if name is None:
+            name = "rediff" if paced else default
         if name not in PRESETS:
             raise SettingsError(f"preset must be one of {tuple(PRESETS)}, got {name!r}")
         known = {field.name for field in fields(cls)}
@@ -110,7 +124,7 @@ class SamplerSettings:
             if field not in known:
                 raise SettingsError(f"{field} is no sampler setting")
         preset = PRESETS[name]
-        if not explicit.keys().isdisjoint(("steps", "tokens_per_step")):
+        if paced:
             preset = replace(preset, steps=None, tokens_per_step=None)
         return replace(preset, **explicit)
 
@@ -138,7 +152,13 @@ class SamplerSettings:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise SettingsError(f"{name} must be 0 or more, got {value}")
-        for name in ("refine_fraction", "refine_start", "reveal_threshold", "edit_threshold"):
+        for name in (
+            "refine_fraction",
+            "refine_start",
+            "reveal_threshold",
+            "edit_threshold",
+            "end_threshold",
+        ):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise SettingsError(f"{name} must lie in 0 to 1, got {value}")
@@ -155,7 +175,12 @@ class SamplerSettings:
         if self.compat not in get_args(Compat):
             raise SettingsError(f"compat must be one of {get_args(Compat)}, got {self.compat!r}")
         if self.compat == "official":
-            off = {"reveal_threshold": None, "edit_threshold": 0, "extra_refine_steps": 0}
+            off = {
+                "reveal_threshold": None,
+                "edit_threshold": 0,
+                "end_threshold": None,
+                "extra_refine_steps": 0,
+            }
             for name, neutral in off.items():
                 if (value := getattr(self, name)) not in (None, neutral):
                     raise SettingsError(f"compat official has no {name}, got {value}")
@@ -209,7 +234,9 @@ class SamplerSettings:
     @property
     def least_revealed(self) -> int:
         """Positions that a step reveals at least; 0 is what the schedule says."""
-        return 0 if self.reveal_threshold is None else -(-self.block // self.steps_per_block)
+        if self.reveal_threshold is None and self.end_threshold is None:
+            return 0
+        return -(-self.block // self.steps_per_block)
 
     @property
     def extra_steps(self) -> int:

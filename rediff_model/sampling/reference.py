@@ -133,7 +133,15 @@ def _denoise_block(
             bound = min(run.stop, end)
         score, chance = score_N.tolist(), chance_N.tolist()
         candidates = [row for row in range(first + bound) if masked[row]]
-        revealed = _best(candidates, score, count)
+        ends: list[int] = []
+        if settings.end_threshold is not None:
+            ends = [
+                row
+                for row in candidates
+                if (int(predicted_N[row]),) in run.stops and chance[row] > settings.end_threshold
+            ]
+        revealed = _best((row for row in candidates if row not in ends), score, count)
+        revealed += _best(ends, score, len(ends))
         if settings.reveal_threshold is not None:
             sure = [row for row in candidates if chance[row] > settings.reveal_threshold]
             revealed += [row for row in _best(sure, score, len(sure)) if row not in revealed]

@@ -65,7 +65,9 @@ class Orders:
                 param="timeout_seconds",
             )
         model = self._service.model
-        settings = sampling.resolve(model.canvas_length, config.max_canvas, prefix)
+        settings = sampling.resolve(
+            model.canvas_length, config.max_canvas, model.preferences.preset, prefix
+        )
         if draft is None:
             settings = settings.preferring(model.preferences)
 

@@ -142,6 +142,7 @@ def operation_routes(service: Service) -> APIRouter:
                 "dtype": model.dtype,
                 "parameters": model.parameters,
                 "canvas_length": model.canvas_length,
+                "preset": model.preferences.preset,
                 "block_lengths": list(model.preferences.block_lengths),
                 "extra_refine_steps": model.preferences.extra_refine_steps,
                 "kernels": model.kernels,

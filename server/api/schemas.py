@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from rediff_model.sampling.params import SamplerSettings, SettingsError
+from rediff_model.sampling.params import Preset, SamplerSettings, SettingsError
 from server.errors import BadBody, BadSetting
 
 if TYPE_CHECKING:
@@ -25,8 +25,9 @@ class SamplingOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    preset: Literal["rediff", "mask", "adaptive", "careful"] = Field(
-        default="rediff", description="Values of the other fields."
+    preset: Preset | None = Field(
+        default=None,
+        description="Values of the other fields; the model's own, or rediff with a given pace.",
     )
     canvas_length: Count | None = Field(default=None, description="Tokens generated at most.")
     block_length: Count | None = Field(default=None, description="Tokens denoised together.")
@@ -46,6 +47,9 @@ class SamplingOptions(BaseModel):
     edit_threshold: Fraction | None = Field(
         default=None, description="Revise only by what is more confident than this."
     )
+    end_threshold: Fraction | None = Field(
+        default=None, description="Reveal besides every end of text more confident than this."
+    )
     extra_refine_steps: int | None = Field(
         default=None, ge=0, le=2**31 - 1, description="Steps at most after the last mask."
     )
@@ -56,8 +60,11 @@ class SamplingOptions(BaseModel):
     )
     remasking: Literal["low_confidence", "random"] | None = None
 
-    def resolve(self, canvas_length: int, max_canvas: int, prefix: str = "") -> SamplerSettings:
-        """The sampler's settings; `canvas_length` is the model's, `prefix` leads to the field.
+    def resolve(
+        self, canvas_length: int, max_canvas: int, preset: str = "rediff", prefix: str = ""
+    ) -> SamplerSettings:
+        """The sampler's settings; `canvas_length` and `preset` are the model's, `prefix` leads to
+        the field.
 
         Raises:
             BadSetting: a value out of range or in conflict with another; names the field.
@@ -72,7 +79,7 @@ class SamplingOptions(BaseModel):
                 raise BadSetting(f"{name} must be at most {max_canvas}", param=prefix + name)
         try:
             settings = SamplerSettings.from_preset(
-                self.preset, {"canvas_length": canvas_length, **given}
+                self.preset, {"canvas_length": canvas_length, **given}, preset
             )
         except SettingsError as error:
             name = str(error).partition(" ")[0]

@@ -139,7 +139,7 @@ def caption(
     append: Annotated[Text, _option("append", "Text behind every caption.")] = None,
     trigger: Annotated[Text, _option("trigger", "Words before all, with a comma.")] = None,
     preset: Annotated[
-        Text, _option("preset", "rediff, mask, adaptive or careful.", "rediff")
+        Text, _option("preset", "rediff, mask, adaptive or careful.", "the model's")
     ] = None,
     max_new_tokens: Annotated[
         Number, _option("max-new-tokens", "Most tokens, up to the model's.", "the model's")
@@ -171,6 +171,9 @@ def caption(
     ] = None,
     edit_threshold: Annotated[
         Part, _option("edit-threshold", "Revise only by what is more confident.")
+    ] = None,
+    end_threshold: Annotated[
+        Part, _option("end-threshold", "Reveal besides every end more confident.")
     ] = None,
     extra_refine_steps: Annotated[
         Number, _option("extra-refine-steps", "Most steps after the last mask.", "the model's")

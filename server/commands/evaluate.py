@@ -2,11 +2,13 @@
 
 # Annotations are not postponed here: typer reads them at run time.
 import json
+from itertools import product
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from rediff_model.sampling.params import PRESETS, SamplerSettings
 from server.commands.options import (
     CommandError,
     Device,
@@ -28,10 +30,28 @@ def evaluate(
     split: Annotated[str, typer.Option(envvar="REDIFF_SPLIT", help="Which scenes.")] = "test",
     seed: Annotated[int, typer.Option(envvar="REDIFF_SEED", help="Draws the scenes.")] = 0,
     n: Annotated[int, typer.Option("--n", envvar="REDIFF_N", help="How many scenes.")] = 200,
+    preset: Annotated[
+        str | None,
+        typer.Option(envvar="REDIFF_PRESET", help="As of a request.", show_default="the model's"),
+    ] = None,
     tokens_per_step: Annotated[
-        str, typer.Option(envvar="REDIFF_TOKENS_PER_STEP", help="Comma-separated.")
-    ] = "1,4,8",
-    refine: Annotated[str, typer.Option(envvar="REDIFF_REFINE", help="on, off or both.")] = "on",
+        str | None,
+        typer.Option(
+            envvar="REDIFF_TOKENS_PER_STEP", help="Comma-separated.", show_default="by --preset"
+        ),
+    ] = None,
+    refine: Annotated[
+        str | None,
+        typer.Option(envvar="REDIFF_REFINE", help="on, off or both.", show_default="by --preset"),
+    ] = None,
+    reveal_threshold: Annotated[
+        float | None,
+        typer.Option(envvar="REDIFF_REVEAL_THRESHOLD", help="Reveal besides what is surer."),
+    ] = None,
+    end_threshold: Annotated[
+        float | None,
+        typer.Option(envvar="REDIFF_END_THRESHOLD", help="Reveal besides every end that is surer."),
+    ] = None,
     block_length: Annotated[
         int | None, typer.Option(envvar="REDIFF_BLOCK_LENGTH", help="Tokens denoised together.")
     ] = None,
@@ -51,39 +71,46 @@ def evaluate(
 ) -> None:
     """Caption unseen sticker scenes and score them with the exact evaluator."""
     settings = read_settings(dict(locals()))
-    kinds = {"on": (True,), "off": (False,), "both": (False, True)}
+    kinds = {None: (None,), "on": (True,), "off": (False,), "both": (False, True)}
     if refine not in kinds:
         raise CommandError(f"--refine must be on, off or both, got {refine!r}")
     if seed < 0:
         raise CommandError(f"--seed must be 0 or more, got {seed}")
-    sizes = tokens_per_step.split(",")
-    if not all(size.strip().isdecimal() and int(size) > 0 for size in sizes):
+    if preset is not None and preset not in PRESETS:
+        raise CommandError(f"--preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+    sizes: list[str | None] = [None] if tokens_per_step is None else [*tokens_per_step.split(",")]
+    if not all(size is None or (size.strip().isdecimal() and int(size) > 0) for size in sizes):
         raise CommandError(f"--tokens-per-step must list positive numbers, got {tokens_per_step!r}")
+    given = {
+        "preset": preset,
+        "reveal_threshold": reveal_threshold,
+        "end_threshold": end_threshold,
+        "block_length": block_length,
+        "extra_refine_steps": extra_refine_steps,
+    }
     _writable(json_file, captions)
     from server.engine.model_runner import load_captioner
     from training.stickers.atlas import Atlas
     from training.stickers.evaluate import evaluate_split, table, write_captions
 
     try:
-        rows, scenes = evaluate_split(
-            load_captioner(settings.engine()),
-            split,
-            seed,
-            n,
-            Atlas.load(atlas),
-            [int(size) for size in sizes],
-            kinds[refine],
-            block_length,
-            extra_refine_steps,
-        )
+        captioner = load_captioner(settings.engine())
+        preferences = captioner.config.preferences
+        ways = []
+        for size, revise in product(sizes, kinds[refine]):
+            paced = {"tokens_per_step": size and int(size), "refine": revise}
+            fields = {k: v for k, v in (given | paced).items() if k != "preset" and v is not None}
+            fields["canvas_length"] = captioner.config.canvas_length
+            way = SamplerSettings.from_preset(preset, fields, preferences.preset)
+            ways.append(way.preferring(preferences))
+        rows, scenes = evaluate_split(captioner, split, seed, n, Atlas.load(atlas), ways)
         typer.echo(table(rows))
         if json_file is not None:
             figures = {
                 "split": split,
                 "seed": seed,
                 "n": n,
-                "block_length": block_length,
-                "extra_refine_steps": extra_refine_steps,
+                **given,
                 "rows": [row.to_json() for row in rows],
             }
             json_file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")

@@ -26,6 +26,7 @@ def plan_of(length: int, **changes: Any) -> Plan:
         "refine_fraction_B": 1.0,
         "least_B": 0,
         "reveal_above_B": inf,
+        "end_above_B": inf,
         "edit_above_B": -inf,
         "extra_B": 0,
         "official_B": False,
@@ -37,7 +38,7 @@ def plan_of(length: int, **changes: Any) -> Plan:
         name: torch.tensor(value if isinstance(value, list) else [value])
         for name, value in values.items()
     }
-    for name in ("refine_fraction_B", "reveal_above_B", "edit_above_B"):
+    for name in ("refine_fraction_B", "reveal_above_B", "end_above_B", "edit_above_B"):
         tensors[name] = tensors[name].double()
     return Plan(
         mask_id=MASK,
@@ -232,6 +233,31 @@ def test_reveals_what_is_above_the_threshold_and_at_least_the_least() -> None:
     plan = plan_of(6, steps_B=6, least_B=2, reveal_above_B=2.0)
     canvas = step(plan, canvas_of(plan, [MASK] * 6), [0, 1, 2, 3, 4, 5], [1, 3, 2, 0, 0, 1])
     assert ids_of(canvas) == [MASK, 1, 2, MASK, MASK, MASK]
+
+
+def test_predicted_stops_above_the_end_threshold_are_revealed_beside_the_schedule() -> None:
+    plan = plan_of(6, steps_B=3, least_B=2, end_above_B=2.0)
+    predicted = [0, 1, STOP, STOP, STOP, STOP]
+    canvas = step(plan, canvas_of(plan, [MASK] * 6), predicted, [0, 3, 2, 4, 5, 1])
+    # The unsure stop at 2 is of the schedule's two, the one at 5 of none.
+    assert ids_of(canvas) == [MASK, 1, STOP, STOP, STOP, MASK]
+    assert canvas.stop_B.tolist() == [2]
+    canvas = step(plan, canvas, predicted, [9, 0, 9, 9, 9, 9])
+    assert (ids_of(canvas)[:3], canvas.done_B.tolist()) == ([0, 1, STOP], [True])
+
+
+def test_only_stop_sequences_of_one_token_are_ends() -> None:
+    plan = plan_of(
+        4,
+        steps_B=4,
+        least_B=1,
+        end_above_B=0.0,
+        stops_BQL=[[[STOP, 7], [6, -1], [5, -1]]],
+        stop_lengths_BQ=[[2, 1, 0]],
+        stop_span_B=2,
+    )
+    canvas = step(plan, canvas_of(plan, [MASK] * 4), [1, 5, STOP, 6], [2, 1, 1, 1])
+    assert ids_of(canvas) == [1, MASK, MASK, 6]
 
 
 def test_no_threshold_reveals_beyond_the_block_or_the_stop() -> None:

@@ -231,3 +231,28 @@ async def test_what_the_checkpoint_prefers_holds_where_a_request_leaves_it_open(
         answer = await server.client.post("/caption", json=body(stream=True, sampling=sampling))
         first = next(line for line in answer.text.splitlines() if line.startswith("data: "))
         assert json.loads(first.removeprefix("data: "))["steps"] == steps
+
+
+@pytest.mark.parametrize(
+    ("route", "fields", "steps"),
+    [
+        ("/caption", {}, 2 + 8),
+        ("/caption", {"canvas_length": 4}, 1 + 8),
+        ("/caption", {"tokens_per_step": 4}, 2),
+        ("/caption", {"preset": "rediff"}, 2),
+        ("/refine", {}, 2 + 8),
+        ("/refine", {"steps": 3}, 3),
+    ],
+)
+async def test_the_checkpoint_s_preset_holds_where_neither_a_preset_nor_a_pace_is_given(
+    route: str, fields: dict[str, Any], steps: int
+) -> None:
+    runner = FakeRunner()
+    runner.info = replace(runner.info, preferences=Preferences(preset="adaptive"))
+    draft = {"draft": "red"} if route == "/refine" else {}
+    async with running(runner) as server:
+        assert (await server.client.get("/version")).json()["preset"] == "adaptive"
+        sent = body(stream=True, sampling=fields, **draft)
+        answer = await server.client.post(route, json=sent)
+        first = next(line for line in answer.text.splitlines() if line.startswith("data: "))
+        assert json.loads(first.removeprefix("data: "))["steps"] == steps

@@ -17,6 +17,7 @@ from rediff_model.chat_template import DEFAULT_QUESTION, TextCodec, conversation
 from rediff_model.checkpoint import CheckpointError, load_weights, read_config, resolve, save
 from rediff_model.config import LanguageConfig, ModelConfig, VisionConfig
 from rediff_model.model import CaptionModel
+from rediff_model.sampling.params import Preferences
 from rediff_model.vision.efficientnet import FEATURE_CHANNELS, STRIDE
 from training.config import TrainConfigError
 from training.loop.check_same_config import claim
@@ -153,11 +154,11 @@ def prepare(config: SceneTraining, folder: Path, on_policy: OnPolicy | None = No
             vision = closer(model_config.vision, config.sight.image_size, atlas.names)
             model_config = replace(model_config, vision=vision)
             model = widened(model, model_config, atlas.names)
-    preferences = model_config.preferences
-    if config.block_lengths is not None:
-        preferences = replace(preferences, block_lengths=config.block_lengths)
-    if config.extra_refine_steps is not None:
-        preferences = replace(preferences, extra_refine_steps=config.extra_refine_steps)
+    preferred = {name: getattr(config, name) for name in Preferences.__dataclass_fields__}
+    preferences = replace(
+        model_config.preferences,
+        **{name: value for name, value in preferred.items() if value is not None},
+    )
     model_config = replace(model_config, preferences=preferences)
     cast("nn.Module", model.tower).requires_grad_(False)
     model.to(processes().device)

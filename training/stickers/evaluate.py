@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import torch
 
-from rediff_model.sampling.params import SamplerSettings
 from rediff_model.sampling.sampler import generate
 from training.stickers.atlas import default_names
 from training.stickers.export import SEED_STRIDE, annotation
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 
     from rediff_model.model import Captioner
     from rediff_model.sampling.outputs import Generation
+    from rediff_model.sampling.params import SamplerSettings
     from training.stickers.atlas import Atlas
     from training.stickers.graph import Scene
 
@@ -132,45 +132,23 @@ def evaluate_split(
     seed: int,
     count: int,
     atlas: Atlas,
-    tokens_per_step: Sequence[int],
-    refine: Sequence[bool],
-    block_length: int | None = None,
-    extra_refine_steps: int | None = None,
+    ways: Sequence[SamplerSettings],
     on_captions: Callable[[int], None] | None = None,
 ) -> tuple[list[Row], list[Scene]]:
     """One row a way of decoding, on the scenes that `rediff data scenes` writes for the seed.
 
-    `block_length` and `extra_refine_steps` None are the checkpoint's.
-
     Raises:
-        ValueError: an unknown split, a count below 1, no way of decoding, or one that cannot be.
+        ValueError: an unknown split, a count below 1, or no way of decoding.
     """
     if count < 1:
         raise ValueError(f"the number of scenes must be 1 or more, got {count}")
-    if not tokens_per_step or not refine:
-        raise ValueError("no tokens per step or no refine setting to evaluate with")
+    if not ways:
+        raise ValueError("no settings to evaluate with")
     first = seed * SEED_STRIDE
     scenes = [sample_scene(first + index, atlas, split=split) for index in range(count)]
     prompts = scene_prompts(captioner, scenes, atlas)
     names = default_names()
-    rows = [
-        evaluate(
-            captioner,
-            scenes,
-            prompts,
-            names,
-            SamplerSettings(
-                canvas_length=captioner.config.canvas_length,
-                block_length=block_length,
-                tokens_per_step=tokens,
-                refine=revise,
-                extra_refine_steps=extra_refine_steps,
-            ).preferring(captioner.config.preferences),
-            on_captions,
-        )
-        for tokens in tokens_per_step
-        for revise in refine
-    ]
+    rows = [evaluate(captioner, scenes, prompts, names, settings, on_captions) for settings in ways]
     return rows, scenes
 
 

@@ -3,6 +3,7 @@
 import { getJson } from "./api.js";
 
 const PRESETS = {
+  "": "What this model does best.",
   rediff: "Every step reveals tokens and may revise earlier ones.",
   mask: "Plain denoising: a revealed token stays as it is.",
   adaptive: "Reveals whatever it is sure of; the number of steps adapts.",
@@ -30,7 +31,7 @@ export class Settings {
       getJson("version", this.key),
     ]);
     const names = presetsOf(document);
-    if (names.length) this.#offer(names);
+    if (names.length) this.#offer(names, version.preset);
     if (version.canvas_length) this.#parts.canvasLength.placeholder = version.canvas_length;
     return version;
   }
@@ -39,7 +40,7 @@ export class Settings {
   orders(picture) {
     const { preset, tokensPerStep, canvasLength, prompt, compare } = this.#parts;
     const sampling = {};
-    if (preset.value !== "rediff") sampling.preset = preset.value;
+    if (preset.value) sampling.preset = preset.value;
     if (tokensPerStep.value) sampling.tokens_per_step = tokensPerStep.valueAsNumber;
     if (canvasLength.value) sampling.canvas_length = canvasLength.valueAsNumber;
     const order = { picture, prompt: prompt.value.trim() };
@@ -51,9 +52,10 @@ export class Settings {
     }));
   }
 
-  #offer(names) {
+  // A preset that somebody chose stays; before that it is the model's.
+  #offer(names, usual) {
     const { preset } = this.#parts;
-    const chosen = preset.value;
+    const chosen = preset.value || usual;
     preset.replaceChildren(...names.map((name) => new Option(name, name, false, name === chosen)));
     this.#explain();
   }

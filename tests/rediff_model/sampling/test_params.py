@@ -70,6 +70,11 @@ def test_refine_start_is_a_last_part_of_the_steps(start: float, steps: int, firs
             {"compat": "official", "reveal_threshold": 0.0},
             "compat official has no reveal_threshold, got 0.0",
         ),
+        ({"end_threshold": -0.5}, "end_threshold must lie in 0 to 1, got -0.5"),
+        (
+            {"compat": "official", "end_threshold": 0.7},
+            "compat official has no end_threshold, got 0.7",
+        ),
         (
             {"compat": "official", "extra_refine_steps": 1},
             "compat official has no extra_refine_steps, got 1",
@@ -108,6 +113,8 @@ def test_with_a_threshold_steps_are_as_many_as_a_single_token_each_would_take() 
     adaptive = SamplerSettings(steps=50, reveal_threshold=0.0)
     assert (adaptive.steps_per_block, adaptive.least_revealed) == (50, 3)
     assert SamplerSettings().least_revealed == 0
+    shrinking = SamplerSettings(canvas_length=96, end_threshold=0.7)
+    assert (shrinking.steps_per_block, shrinking.least_revealed) == (24, 4)
 
 
 def test_extra_steps_are_planned_for_where_something_refines() -> None:
@@ -174,6 +181,31 @@ def test_a_checkpoint_s_extra_steps_hold_where_the_settings_leave_them_open(
     fields: dict[str, Any], extra: int
 ) -> None:
     assert SamplerSettings(**fields).preferring(Preferences((8,), 4)).extra_steps == extra
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "preset"),
+    [
+        (None, {}, "adaptive"),
+        (None, {"seed": 3}, "adaptive"),
+        (None, {"tokens_per_step": 8}, "rediff"),
+        (None, {"steps": 8}, "rediff"),
+        ("mask", {}, "mask"),
+        ("adaptive", {"tokens_per_step": 8}, "adaptive"),
+    ],
+)
+def test_a_checkpoint_s_preset_holds_where_neither_a_preset_nor_a_pace_is_given(
+    name: str | None, fields: dict[str, Any], preset: str
+) -> None:
+    chosen = SamplerSettings.from_preset(name, fields, Preferences(preset="adaptive").preset)
+    assert chosen == SamplerSettings.from_preset(preset, fields)
+
+
+def test_a_configuration_s_preset_must_be_known() -> None:
+    config = ModelConfig(preferences=Preferences(preset="adaptive"))
+    assert ModelConfig.from_json(config.to_json()) == config
+    with pytest.raises(ConfigError, match=r"preset must be one of .*, got 'best'"):
+        ModelConfig(preferences=Preferences(preset="best"))
 
 
 @pytest.mark.parametrize("extra", [-1, 129])

@@ -77,6 +77,7 @@ def error_of(answer: httpx.Response, status: int) -> dict[str, Any]:
             "sampling.reveal_threshold",
             "invalid_value",
         ),
+        (body(sampling={"end_threshold": 2}), 400, "sampling.end_threshold", "invalid_value"),
         (body(sampling={"edit_threshold": -1}), 400, "sampling.edit_threshold", "invalid_value"),
         (
             body(sampling={"extra_refine_steps": -1}),

@@ -150,6 +150,7 @@ SAMPLING = {
     "refine_start": mostly(st.floats(0, 1)),
     "reveal_threshold": mostly(st.floats(0, 1)),
     "edit_threshold": mostly(st.floats(0, 1)),
+    "end_threshold": mostly(st.floats(0, 1)),
     "extra_refine_steps": LENGTHS,
     "temperature": mostly(st.floats(0, 10)),
     "seed": mostly(st.integers(0, 2**63 - 1)),

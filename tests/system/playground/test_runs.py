@@ -192,7 +192,9 @@ def test_presets_are_those_of_the_server(open_page: Open, base: str) -> None:
         schemas = json.load(answer)["components"]["schemas"]
     playground = open_page()
     shown = playground.page.locator("#preset option").all_inner_texts()
-    assert shown == schemas["SamplingOptions"]["properties"]["preset"]["enum"]
+    assert shown == schemas["SamplingOptions"]["properties"]["preset"]["anyOf"][0]["enum"]
+    with urllib.request.urlopen(f"{base}version") as answer:
+        assert playground.page.input_value("#preset") == json.load(answer)["preset"]
     playground.page.select_option("#preset", "mask")
     playground.run(tokens_per_step="16")
     assert playground.count("revisions") == "0"

@@ -71,10 +71,11 @@ def scene_batch(scene_run: SceneRun, folder: Path, mix: Mix | None = None) -> Sc
 
 def test_a_run_ends_in_a_checkpoint_that_captions(tower_file: Path, tmp_path: Path) -> None:
     checkpoint = run(
-        tiny(tower_file, block_lengths=[8, 32], extra_refine_steps=3), tmp_path / "run"
+        tiny(tower_file, block_lengths=[8, 32], extra_refine_steps=3, preset="careful"),
+        tmp_path / "run",
     )
     captioner = Captioner.load(checkpoint)
-    assert captioner.config.preferences == Preferences((8, 32), 3)
+    assert captioner.config.preferences == Preferences((8, 32), 3, "careful")
     features = torch.zeros(37, 32)
     settings = SamplerSettings(tokens_per_step=32)
     [made] = generate(

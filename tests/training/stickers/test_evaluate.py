@@ -5,13 +5,14 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from rediff_model.model import Captioner
+from rediff_model.sampling.params import SamplerSettings
 from training.stickers.atlas import Atlas
 from training.stickers.evaluate import Row, evaluate_split, table, write_captions
 from training.stickers.export import scene_from_annotation
@@ -22,6 +23,7 @@ from training.stickers.score import METRICS, score, summarise
 ROOT = Path(__file__).parents[3]
 EMBEDDED = ROOT / "rediff_model" / "checkpoints" / "embedded"
 ATLAS = Atlas.load()
+EIGHT = SamplerSettings(tokens_per_step=8)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +32,9 @@ def captioner() -> Captioner:
 
 
 def test_the_shipped_checkpoint_sees_the_picture(captioner: Captioner, tmp_path: Path) -> None:
-    rows, scenes = evaluate_split(captioner, "test", 5, 6, ATLAS, [8], [False, True])
+    rows, scenes = evaluate_split(
+        captioner, "test", 5, 6, ATLAS, [replace(EIGHT, refine=False), EIGHT]
+    )
     assert [(row.tokens_per_step, row.refine) for row in rows] == [(8, False), (8, True)]
     for row in rows:
         assert 1 <= row.forwards <= 16
@@ -75,12 +79,12 @@ def test_the_documented_lines_score_captions_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "tokens", "fault"), [(0, [4], "got 0"), (1, [], "no tokens per step")]
+    ("count", "ways", "fault"), [(0, [EIGHT], "got 0"), (1, [], "no settings")]
 )
 def test_nothing_to_evaluate_is_an_error(
-    captioner: Captioner, count: int, tokens: list[int], fault: str
+    captioner: Captioner, count: int, ways: list[SamplerSettings], fault: str
 ) -> None:
     with pytest.raises(ValueError, match=fault):
-        evaluate_split(captioner, "test", 0, count, ATLAS, tokens, [True])
+        evaluate_split(captioner, "test", 0, count, ATLAS, ways)
     with pytest.raises(ValueError, match="nowhere"):
-        evaluate_split(captioner, "nowhere", 0, 1, ATLAS, [4], [True])
+        evaluate_split(captioner, "nowhere", 0, 1, ATLAS, [EIGHT])
