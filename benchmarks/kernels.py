@@ -234,6 +234,7 @@ def step(batch: int, columns: int, device: str) -> Calls:
         end_above_B=torch.full((batch,), torch.inf, dtype=torch.float64, device=device),
         edit_above_B=torch.full((batch,), -torch.inf, dtype=torch.float64, device=device),
         extra_B=whole(0),
+        shrinks_B=whole(0).bool(),
         official_B=whole(0).bool(),
         stops_BQL=torch.ones((batch, 1, 1), dtype=torch.int64, device=device),
         stop_lengths_BQ=whole(1)[:, None].contiguous(),
@@ -241,7 +242,7 @@ def step(batch: int, columns: int, device: str) -> Calls:
     )
     predicted_BC = torch.randint(2, 9, (batch, columns), generator=generator).to(device)
     hidden_BC = torch.rand((batch, columns), generator=generator).to(device) < 0.5
-    blank = Canvas.blank(predicted_BC.masked_fill(hidden_BC, 0), whole(columns))
+    blank = Canvas.blank(predicted_BC.masked_fill(hidden_BC, 0), whole(columns), whole(columns))
     canvas = reference.enter_block(plan, blank, whole(1).bool())
     log_odds_BC = torch.rand((batch, columns), generator=generator).to(device)
     arguments = (plan, canvas, predicted_BC, log_odds_BC, log_odds_BC)

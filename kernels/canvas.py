@@ -14,6 +14,9 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
+SIGHT = 8
+"""Rows of a shrunk canvas are a multiple of this, so that its size changes rarely."""
+
 REMEMBERED = 8
 """Canvases remembered to detect a cycle: the longest period that is seen."""
 
@@ -70,6 +73,8 @@ class Plan(_Slots):
     """Log-odds that a prediction must exceed to replace a token. Float64; -inf is always."""
     extra_B: Tensor
     """Steps that only refine, at most, after the last mask of a block."""
+    shrinks_B: Tensor
+    """Whether rows behind a settled stop leave the forward pass."""
     official_B: Tensor
     stops_BQL: Tensor
     stop_lengths_BQ: Tensor
@@ -97,6 +102,9 @@ class Canvas(_Slots):
     """Masks in the block when it was entered."""
     stop_B: Tensor
     """Where the stop is; the answer's length if there is none."""
+    sight_B: Tensor
+    """Positions from here on take no part in the next forward pass; the answer's length if all
+    do."""
     polish_B: Tensor
     """The block was complete when it was entered: it is over when nothing new comes."""
     refined_B: Tensor
@@ -107,7 +115,7 @@ class Canvas(_Slots):
     done_B: Tensor
 
     @classmethod
-    def blank(cls, ids_BC: Tensor, stop_B: Tensor) -> Canvas:
+    def blank(cls, ids_BC: Tensor, stop_B: Tensor, length_B: Tensor) -> Canvas:
         """Canvases that have not entered a block."""
         zero_B = torch.zeros_like(stop_B)
         return cls(
@@ -116,6 +124,7 @@ class Canvas(_Slots):
             step_B=zero_B,
             block_masks_B=zero_B,
             stop_B=stop_B,
+            sight_B=length_B,
             polish_B=zero_B.bool(),
             refined_B=zero_B,
             seen_BH=zero_B.new_full((len(zero_B), REMEMBERED), -1),

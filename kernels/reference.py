@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from kernels import noise
-from kernels.canvas import Canvas, Plan, Written
+from kernels.canvas import SIGHT, Canvas, Plan, Written
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -148,7 +148,8 @@ def refine_canvas(
     filled_B = ~plan.official_B & ~(masked_BC & in_block_BC & open_BC).any(dim=1) & ~canvas.done_B
     begun_B = (canvas.step_B >= plan.refine_from_B) | filled_B
     refining_B = plan.refine_B & begun_B
-    known_BC = ~masked_BC & in_block_BC & refining_B[:, None] & running_B1
+    seen_BC = position_C < canvas.sight_B[:, None]
+    known_BC = ~masked_BC & in_block_BC & seen_BC & refining_B[:, None] & running_B1
     fraction_B = (known_BC.sum(dim=1) * plan.refine_fraction_B).floor()
     part_BC = first_k(score_BC, known_BC & open_BC, fraction_B)
     revised_BC = torch.where(plan.refine_fraction_B[:, None] < 1, part_BC, known_BC)
@@ -182,6 +183,7 @@ def refine_canvas(
         step_B=canvas.step_B + 1,
         block_masks_B=canvas.block_masks_B,
         stop_B=torch.where(canvas.done_B, canvas.stop_B, stop_B),
+        sight_B=torch.where(canvas.done_B, canvas.sight_B, _sight(plan, canvas.stop_B, stop_B)),
         polish_B=canvas.polish_B,
         refined_B=canvas.refined_B + filled_B,
         seen_BH=torch.where(slot_H == turn_B[:, None], code_B[:, None], canvas.seen_BH),
@@ -229,6 +231,7 @@ def enter_block(plan: Plan, canvas: Canvas, leaving_B: Tensor) -> Canvas:
             leaving_B, masks_BK.gather(1, at_B1).squeeze(1), canvas.block_masks_B
         ),
         stop_B=canvas.stop_B,
+        sight_B=canvas.sight_B,
         polish_B=torch.where(leaving_B, open_BK.gather(1, at_B1).squeeze(1) == 0, canvas.polish_B),
         refined_B=torch.where(leaving_B, 0, canvas.refined_B),
         seen_BH=torch.where(leaving_B[:, None], fresh_BH, canvas.seen_BH),
@@ -304,6 +307,16 @@ def _sticky_stop(plan: Plan, ids_BC: Tensor, stop_B: Tensor) -> Tensor:
         stop_B = torch.where(known_B, stop_B, torch.minimum(stop_B, found_B))
         known_B = stop_B < plan.length_B
     return stop_B
+
+
+def _sight(plan: Plan, before_B: Tensor, stop_B: Tensor) -> Tensor:
+    """Positions that take part in the next forward pass, [B].
+
+    Of a request that shrinks, only those up to the stop if the step left that where it was.
+    """
+    settled_B = plan.shrinks_B & (stop_B == before_B)
+    kept_B = (stop_B + plan.stop_span_B + SIGHT - 1) // SIGHT * SIGHT
+    return torch.where(settled_B, torch.minimum(kept_B, plan.length_B), plan.length_B)
 
 
 def _leaves(plan: Plan, canvas: Canvas, seen_before_B: Tensor) -> Tensor:

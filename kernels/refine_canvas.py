@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.canvas import Canvas, Plan, Written
+from kernels.canvas import SIGHT, Canvas, Plan, Written
 from kernels.counter import derive
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def refine_canvas(
         step_B=torch.empty_like(canvas.step_B),
         block_masks_B=torch.empty_like(canvas.block_masks_B),
         stop_B=torch.empty_like(canvas.stop_B),
+        sight_B=torch.empty_like(canvas.sight_B),
         polish_B=torch.empty_like(canvas.polish_B),
         refined_B=torch.empty_like(canvas.refined_B),
         seen_BH=torch.empty_like(canvas.seen_BH),
@@ -67,6 +68,7 @@ def refine_canvas(
             plan.end_above_B,
             plan.edit_above_B,
             plan.extra_B,
+            plan.shrinks_B,
             plan.official_B,
             plan.stops_BQL,
             plan.stop_lengths_BQ,
@@ -76,6 +78,7 @@ def refine_canvas(
             canvas.step_B,
             canvas.block_masks_B,
             canvas.stop_B,
+            canvas.sight_B,
             canvas.polish_B,
             canvas.refined_B,
             canvas.seen_BH,
@@ -89,6 +92,7 @@ def refine_canvas(
             moved.step_B,
             moved.block_masks_B,
             moved.stop_B,
+            moved.sight_B,
             moved.polish_B,
             moved.refined_B,
             moved.seen_BH,
@@ -110,6 +114,7 @@ def refine_canvas(
             BLOCK=block,
             COMPARED=max(1, COMPARED // block),
             HISTORY=triton.next_power_of_2(canvas.seen_BH.shape[1]),
+            SIGHT=SIGHT,
         )
     return moved, written
 
@@ -185,6 +190,7 @@ def _canvas_kernel(
     end_above_ptr: tl.tensor,
     edit_above_ptr: tl.tensor,
     extra_ptr: tl.tensor,
+    shrinks_ptr: tl.tensor,
     official_ptr: tl.tensor,
     stops_ptr: tl.tensor,
     stop_lengths_ptr: tl.tensor,
@@ -194,6 +200,7 @@ def _canvas_kernel(
     step_ptr: tl.tensor,
     block_masks_ptr: tl.tensor,
     stop_ptr: tl.tensor,
+    sight_ptr: tl.tensor,
     polish_ptr: tl.tensor,
     refined_ptr: tl.tensor,
     seen_ptr: tl.tensor,
@@ -207,6 +214,7 @@ def _canvas_kernel(
     new_step_ptr: tl.tensor,
     new_block_masks_ptr: tl.tensor,
     new_stop_ptr: tl.tensor,
+    new_sight_ptr: tl.tensor,
     new_polish_ptr: tl.tensor,
     new_refined_ptr: tl.tensor,
     new_seen_ptr: tl.tensor,
@@ -228,6 +236,7 @@ def _canvas_kernel(
     BLOCK: tl.constexpr,
     COMPARED: tl.constexpr,
     HISTORY: tl.constexpr,
+    SIGHT: tl.constexpr,
 ) -> None:
     """The request `program_id(0)`."""
     request = tl.program_id(0).to(tl.int64)
@@ -241,6 +250,8 @@ def _canvas_kernel(
     step = tl.load(step_ptr + request)
     block_masks = tl.load(block_masks_ptr + request)
     stop = tl.load(stop_ptr + request)
+    sight = tl.load(sight_ptr + request)
+    span = tl.load(stop_span_ptr + request)
     polish = tl.load(polish_ptr + request)
     refined = tl.load(refined_ptr + request)
     reveal_above = tl.load(reveal_above_ptr + request)
@@ -282,7 +293,7 @@ def _canvas_kernel(
     filled = (official == 0) & (any_open == 0) & running
     begun = (step >= tl.load(refine_from_ptr + request)) | filled
     refining = refine & begun
-    known = (ids != mask_id) & in_block & refining & running
+    known = (ids != mask_id) & in_block & (at < sight) & refining & running
     part = tl.floor(tl.sum(known.to(tl.int64), axis=0).to(tl.float64) * fraction)
     # A part is of the open positions, the whole is not: closed ones rank behind every part.
     part = tl.where(fraction < 1, part, 2.0 * BLOCK)
@@ -317,7 +328,7 @@ def _canvas_kernel(
     hidden = tl.max((block_masked & (revealed == 0)).to(tl.int32), axis=0) > 0
     last = (step + 1 == steps) | (filled & (polish == 0))
     kept = (official == 0) & last & stop_known & hidden
-    in_stop = (at >= stop) & (at < stop + tl.load(stop_span_ptr + request))
+    in_stop = (at >= stop) & (at < stop + span)
     timid = (log_odds <= edit_above) | (log_odds != log_odds)
     timid = tl.where(edit_above == -float("inf"), False, timid)
     held = (in_stop & kept) | timid
@@ -341,6 +352,10 @@ def _canvas_kernel(
         sticky = tl.where(known_stop, sticky, tl.minimum(sticky, found))
         known_stop = sticky < length
     new_stop = tl.where(done, stop, tl.where(official, sticky, earliest))
+    # A stop that the step left where it was: rows behind it take no part in the next pass.
+    shrunk = tl.minimum((new_stop + span + SIGHT - 1) // SIGHT * SIGHT, length)
+    settled_stop = tl.load(shrinks_ptr + request) & (new_stop == stop)
+    new_sight = tl.where(done, sight, tl.where(settled_stop, shrunk, length))
     stop_known = new_stop < length
 
     position = at.to(tl.int64)
@@ -393,6 +408,7 @@ def _canvas_kernel(
     tl.store(new_step_ptr + request, tl.where(leaving, 0, next_step))
     tl.store(new_block_masks_ptr + request, tl.where(leaving, next_masks, block_masks))
     tl.store(new_stop_ptr + request, new_stop)
+    tl.store(new_sight_ptr + request, new_sight)
     tl.store(new_polish_ptr + request, tl.where(leaving, next_open == 0, polish))
     tl.store(new_refined_ptr + request, tl.where(leaving, 0, next_refined))
     tl.store(new_seen_ptr + request * history + slot, new_seen, mask=slot < history)

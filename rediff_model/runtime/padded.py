@@ -38,7 +38,7 @@ class Bucket:
     lengths: tuple[int, ...]
     """Prompt rows of each."""
     rows: tuple[int, ...]
-    """Canvas rows of each."""
+    """Canvas rows of each that take part."""
     ages: tuple[int, ...]
     """Forward passes of each."""
     layout: Packed | Padded
@@ -88,6 +88,12 @@ class Bucket:
             (*self.rows, *rows),
             (*self.ages, *(0 for _ in sequences)),
         )
+
+    def seeing(self, rows: Sequence[int]) -> Bucket:
+        """The same sequences, of whose canvases so many rows each take part."""
+        if tuple(rows) == self.rows:
+            return self
+        return Bucket.lay_out(self.buffers, self.sequences, self.lengths, rows, self.ages)
 
     @property
     def canvas(self) -> int:

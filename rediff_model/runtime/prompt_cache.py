@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch.nn import functional
 
@@ -23,6 +24,7 @@ from rediff_model.runtime.thread_pool import spread
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from rediff_model.language import Decoder, LanguageModel
@@ -59,9 +61,16 @@ class Context:
     interval: int | None
     rows: tuple[int, ...] = ()
     """Canvas rows of each sequence."""
+    seen: tuple[int, ...] = ()
+    """How many of them take part in a pass, from the first on."""
     buckets: tuple[Bucket, ...] = ()
     index_T: Tensor | None = None
-    """Where in the flat canvases [S x C] the packed rows are; None if they are the same."""
+    """Where in the flat canvases [S x C] the rows of a pass are; None if they are the same."""
+    order_T: Tensor | None = None
+    """Which rows of a pass are the rows seen, one sequence after the other; None if all are, in
+    that order."""
+    place_T: Tensor | None = None
+    """Where in the flat canvases the rows seen are; None without sequences."""
     recording: Recording | None = None
     """Of steps that compute no prompt; None if steps are not recorded."""
 
@@ -141,8 +150,20 @@ class Context:
                 buckets.append(bucket.keep(kept, [number[bucket.sequences[row]] for row in kept]))
         return self._of(tuple(self.rows[sequence] for sequence in order), tuple(buckets))
 
+    def seeing(self, seen: Sequence[int]) -> Context:
+        """The same sequences, of whose canvases so many rows each take part from now on."""
+        if tuple(seen) == self.seen:
+            return self
+        return self._of(
+            self.rows,
+            tuple(
+                bucket.seeing([seen[one] for one in bucket.sequences]) for bucket in self.buckets
+            ),
+        )
+
     def hidden(self, ids_SC: Tensor) -> Tensor:
-        """Run canvases; their rows after the final norm, [S, C, D], valid until the next call."""
+        """Run canvases; the rows seen after the final norm, one sequence after the other, [T, D],
+        valid until the next call."""
         if self.recording is None or not self._repeats():
             return self._hidden(ids_SC)
         return self.recording(ids_SC, self._hidden)
@@ -161,10 +182,7 @@ class Context:
         jobs = list(zip(passes, torch.split(ids_T, sizes), strict=True))
         done = spread(self._canvases, jobs, short=self._short(ids_T))
         hidden_TD = torch.cat(done)
-        if self.index_T is not None:
-            all_TD = hidden_TD.new_zeros((ids_SC.numel(), hidden_TD.shape[1]))
-            hidden_TD = all_TD.index_copy_(0, self.index_T, hidden_TD)
-        return hidden_TD.view(*ids_SC.shape, -1)
+        return hidden_TD if self.order_T is None else hidden_TD.index_select(0, self.order_T)
 
     def _canvases(self, job: tuple[Sequence[Part], Tensor]) -> Tensor:
         """One pass: canvas rows of the ids [T] of all its parts, after the final norm."""
@@ -265,14 +283,32 @@ class Context:
     def _of(self, rows: tuple[int, ...], buckets: tuple[Bucket, ...]) -> Context:
         """With the packed order of these buckets."""
         columns = max(rows)
-        order = [
-            sequence * columns + column
-            for bucket in buckets
-            for sequence, count in zip(bucket.sequences, bucket.columns, strict=True)
-            for column in range(count)
-        ]
-        index_T = None
-        if order != list(range(len(rows) * columns)):
-            index_T = torch.tensor(order).to(self.embedding_VD.device)
-        recording = None if self.recording is None else Recording(self.recording.recorder)
-        return replace(self, rows=rows, buckets=buckets, index_T=index_T, recording=recording)
+        seen, begins = [0] * len(rows), [0] * len(rows)
+        index: list[NDArray[np.int64]] = []
+        count = 0
+        for bucket in buckets:
+            for sequence, run, own in zip(
+                bucket.sequences, bucket.columns, bucket.rows, strict=True
+            ):
+                seen[sequence], begins[sequence] = own, count
+                index.append(np.arange(run) + sequence * columns)
+                count += run
+        order = [np.arange(own) + begin for own, begin in zip(seen, begins, strict=True)]
+        place = [np.arange(own) + number * columns for number, own in enumerate(seen)]
+        return replace(
+            self,
+            rows=rows,
+            seen=tuple(seen),
+            buckets=buckets,
+            index_T=self._index(index, len(rows) * columns),
+            order_T=self._index(order, count),
+            place_T=torch.from_numpy(np.concatenate(place)).to(self.embedding_VD.device),
+            recording=None if self.recording is None else Recording(self.recording.recorder),
+        )
+
+    def _index(self, parts: Sequence[NDArray[np.int64]], count: int) -> Tensor | None:
+        """The parts together on the device; None if they are the numbers below `count`."""
+        index = np.concatenate(parts)
+        if np.array_equal(index, np.arange(count)):
+            return None
+        return torch.from_numpy(index).to(self.embedding_VD.device)

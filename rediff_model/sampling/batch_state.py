@@ -141,7 +141,8 @@ def allocate(
     ids_BC = _first_canvases(chosen_B, ids, max(rows)).to(device)
     # Officially a stop in the draft is looked for after the first step only.
     found_B = ops.first_stop(plan, ids_BC).amin(dim=1)
-    canvas = Canvas.blank(ids_BC, torch.where(plan.official_B, plan.length_B, found_B))
+    stop_B = torch.where(plan.official_B, plan.length_B, found_B)
+    canvas = Canvas.blank(ids_BC, stop_B, plan.length_B)
     seeds = [secrets.randbits(63) if one.seed is None else one.seed for one in chosen_B]
     return Slots(
         requests=tuple(requests[i] for i in order),
@@ -208,6 +209,7 @@ def _plan(settings: Sequence[SamplerSettings], ids: TokenIds, device: torch.devi
         end_above_B=real([_log_odds(one.end_threshold, math.inf) for one in settings]),
         edit_above_B=real([_log_odds(one.edit_threshold, -math.inf) for one in settings]),
         extra_B=whole([one.extra_steps for one in settings]),
+        shrinks_B=torch.tensor([one.shrinks for one in settings]).to(device),
         official_B=torch.tensor([one.compat == "official" for one in settings]).to(device),
         stops_BQL=stops_BQL.to(device),
         stop_lengths_BQ=lengths_BQ.to(device),

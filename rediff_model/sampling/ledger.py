@@ -28,6 +28,8 @@ class Report:
     confidence_BC: NDArray[np.float64]
     """Of positions written in the step; NaN elsewhere."""
     stop_B: NDArray[np.int64]
+    sight_B: NDArray[np.int64]
+    """How far the next pass looks, see `Canvas.sight_B`."""
     forwards_B: NDArray[np.int64]
     done_B: NDArray[np.bool_]
     broken_B: NDArray[np.bool_]

@@ -80,7 +80,8 @@ class SamplerSettings:
     end_threshold: float | None = None
     """Reveal every predicted stop whose confidence is above this, beside what the schedule asks
     for; stop sequences of several tokens are not meant. A step then reveals `tokens_per_step`
-    others, however few are left."""
+    others, however few are left. Rows behind a stop that a step left where it was leave the forward
+    pass until a step moves the stop; they stay if there is a suffix."""
     extra_refine_steps: int | None = None
     """Forward passes that only refine, at most, after the last mask of a block; they end when
     nothing changes, or at a canvas that was there before. A complete draft takes the steps of the
@@ -237,6 +238,11 @@ class SamplerSettings:
         if self.reveal_threshold is None and self.end_threshold is None:
             return 0
         return -(-self.block // self.steps_per_block)
+
+    @property
+    def shrinks(self) -> bool:
+        """Whether rows behind a settled stop leave the forward pass; a suffix stands behind it."""
+        return self.end_threshold is not None and not self.suffix
 
     @property
     def extra_steps(self) -> int:

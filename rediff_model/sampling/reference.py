@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
-from kernels.canvas import REMEMBERED
+from kernels.canvas import REMEMBERED, SIGHT
 from rediff_model.sampling.batch_state import check_ids, looks_masked
 from rediff_model.sampling.outputs import Generation
 from rediff_model.sampling.rng import CounterNoise, Noise
@@ -148,7 +148,7 @@ def _denoise_block(
 
         revised: list[int] = []
         if settings.refines and (step >= settings.refine_from or filled):
-            revised = [row for row in in_block if not masked[row]]
+            revised = [row for row in in_block if not masked[row] and row < first + run.sight]
             fraction = settings.refine_fraction or 1.0
             if fraction < 1:
                 part = int(len(revised) * fraction)
@@ -225,6 +225,7 @@ class _Sequence:
         self.stops = settings.stops(ids)
         self.longest_stop = max((len(sequence) for sequence in self.stops), default=0)
         self.stop = settings.canvas_length
+        self.sight = len(canvas_C)
         if not self.official:
             self.find_stop()
 
@@ -244,9 +245,13 @@ class _Sequence:
         return masked_N
 
     def predict(self, masked_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """A forward pass: predicted ids, their probabilities and what they are ranked by."""
-        logits_NV = self._logits()
-        self._suppress(logits_NV, masked_N)
+        """A forward pass: predicted ids, their probabilities and what they are ranked by.
+
+        Rows out of sight take no part and keep their ids.
+        """
+        seen = slice(self.prompt + self.sight)
+        logits_NV = self._logits(self.rows_ND[seen])
+        self._suppress(logits_NV, masked_N[seen])
         allowed_NV = logits_NV.clone()
         if not self.official:
             # A caption must not contain the mask token; officially it may.
@@ -265,15 +270,19 @@ class _Sequence:
             predicted_N = noisy_NV.argmax(dim=1)
         chance_NV = logits_NV.double().softmax(dim=1)
         chance_N = chance_NV.gather(1, predicted_N[:, None])[:, 0]
-        if self.settings.remasking == "random":
-            return predicted_N, chance_N, self.noise.order(*places)
-        return predicted_N, chance_N, chance_N
+        score_N = self.noise.order(*places) if self.settings.remasking == "random" else chance_N
+        unseen_N = self.ids_N[len(predicted_N) :]
+        return (
+            torch.cat((predicted_N, unseen_N)),
+            pad(chance_N, (0, len(unseen_N))),
+            pad(score_N, (0, len(unseen_N))),
+        )
 
-    def _logits(self) -> Tensor:
+    def _logits(self, rows_ND: Tensor) -> Tensor:
         """[N, V], guided if asked for; at least float32."""
-        logits_NV = self._forward(self.rows_ND)
+        logits_NV = self._forward(rows_ND)
         if self.settings.cfg_scale > 0:
-            rows_ND = self.rows_ND.clone()
+            rows_ND = rows_ND.clone()
             rows_ND[: self.prompt] = self.embedding_VD[self.ids.mask]
             without_NV = self._forward(rows_ND)
             logits_NV = without_NV + (self.settings.cfg_scale + 1) * (logits_NV - without_NV)
@@ -299,15 +308,21 @@ class _Sequence:
         self.rows_ND[rows] = self.embedding_VD[predicted_N[rows]]
 
     def find_stop(self) -> None:
-        """Where the answer ends.
+        """Where the answer ends, and which rows of the canvas are in sight of the next pass.
 
         Officially the stop only moves to earlier places and stays when it is revised away, and
-        sequences are looked for in listed order until one is known.
+        sequences are looked for in listed order until one is known. With `end_threshold`, and
+        without a suffix, rows behind a stop that a step has left where it was are out of sight
+        until a step moves it.
         """
         length = self.settings.canvas_length
         answer = self.canvas()[:length]
         if not self.official:
+            before = self.stop
             self.stop = min((_first(answer, one) for one in self.stops), default=length)
+            self.sight = len(self.canvas_C)
+            if self.settings.shrinks and self.stop == before < length:
+                self.sight = min(length, -(-(self.stop + self.longest_stop) // SIGHT) * SIGHT)
             return
         for sequence in self.stops:
             self.stop = min(self.stop, _first(answer, sequence))

@@ -9,7 +9,7 @@ hidden size, T rows, V vocabulary, P prompt rows, N suppressed ids.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -213,8 +213,8 @@ def step(model: LanguageModel, state: State) -> tuple[State, StepEvents]:
     slots = state.slots
     if slots is None:
         raise ValueError("no request is running")
-    hidden_SCD = slots.context.hidden(_with_twins(slots))
-    ids_BC, log_odds_BC = _predict(slots, hidden_SCD, state.noise)
+    hidden_TD = slots.context.hidden(_with_twins(slots))
+    ids_BC, log_odds_BC = _predict(slots, hidden_TD, state.noise)
     score_BC = _score(slots, log_odds_BC, state.noise)
     canvas, written = ops.refine_canvas(slots.plan, slots.canvas, ids_BC, score_BC, log_odds_BC)
     wrote_BC = written.revealed_BC | written.revised_BC
@@ -222,7 +222,7 @@ def step(model: LanguageModel, state: State) -> tuple[State, StepEvents]:
     slots = replace(slots, canvas=canvas, context=slots.context.aged())
     report = _report(slots, confidence_BC, log_odds_BC.isnan().any(dim=1))
     ledger = state.ledger.record(report)
-    moved = _retire(replace(state, slots=slots, ledger=ledger), report)
+    moved = _narrow(_retire(replace(state, slots=slots, ledger=ledger), report), report)
     left = {
         request: moved.finished[request] for request in slots.requests if request in moved.finished
     }
@@ -237,31 +237,35 @@ def _with_twins(slots: Slots) -> Tensor:
     return torch.cat((ids_BC, ids_BC[: slots.guided])) if slots.guided else ids_BC
 
 
-def _predict(slots: Slots, hidden_SCD: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-    """Predicted ids and their log-odds, [B, C] each.
+def _predict(slots: Slots, hidden_TD: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+    """Predicted ids and their log-odds, [B, C] each; rows that took no part keep their ids.
 
     Only a chunk of rows has logits at any time, with few ids one for each thread, and nothing as
     large is made beside them.
     """
     ids_BC = slots.canvas.ids_BC
     batch, columns = ids_BC.shape
-    hidden_TD = hidden_SCD[:batch].flatten(0, 1)
-    twin_TD = hidden_SCD[batch:].flatten(0, 1)
-    suppress_T = ((ids_BC == slots.plan.mask_id) | slots.plan.refine_B[:, None]).flatten()
+    counts = slots.context.seen[:batch]
+    assert slots.context.place_T is not None
+    place_T = slots.context.place_T[: sum(counts)]
+    slot_T = torch.div(place_T, columns, rounding_mode="floor")
+    twin_TD = hidden_TD[len(place_T) :]
+    suppress_BC = (ids_BC == slots.plan.mask_id) | slots.plan.refine_B[:, None]
+    suppress_T = suppress_BC.flatten().index_select(0, place_T)
     # A caption must not contain the mask token; officially it may.
-    avoid_T = (~slots.plan.official_B).repeat_interleave(columns)
+    avoid_T = (~slots.plan.official_B).index_select(0, slot_T)
 
     def choose(chunk: tuple[int, int, bool, bool]) -> tuple[Tensor, Tensor]:
         first, last, guided, hot = chunk
         logits_TV = slots.context.logits(hidden_TD[first:last])
         if guided:
             without_TV = slots.context.logits(twin_TD[first:last])
-            scale_T1 = slots.cfg_B.repeat_interleave(columns)[first:last, None] + 1
+            scale_T1 = slots.cfg_B.index_select(0, slot_T[first:last])[:, None] + 1
             logits_TV = without_TV + scale_T1 * (logits_TV - without_TV)
         temperature_T = uniform_TV = key_T2 = None
         if hot:
-            temperature_T = slots.temperature_B.repeat_interleave(columns)[first:last]
-            seed_T, step_T, position_T = (part[first:last] for part in _places(slots, columns))
+            temperature_T = slots.temperature_B.index_select(0, slot_T[first:last])
+            seed_T, step_T, position_T = _places(slots, place_T[first:last])
             key_T2 = noise.keys(seed_T, step_T, position_T)
             if key_T2 is None:
                 uniform_TV = noise.tokens(seed_T, step_T, position_T, logits_TV.shape[1])
@@ -277,35 +281,40 @@ def _predict(slots: Slots, hidden_SCD: Tensor, noise: Noise) -> tuple[Tensor, Te
         )
         return chosen.ids_T, chosen.log_odds_T
 
-    chunks = list(_chunks(slots, columns))
+    chunks = list(_chunks(slots, counts))
     small = ROWS_AT_LEAST * len(slots.context.embedding_VD) <= LOGITS_IN_CACHE
     together = ids_BC.device.type == "cpu" and small
     parts = spread(choose, chunks) if together else list(map(choose, chunks))
     predicted_T, log_odds_T = (torch.cat(column) for column in zip(*parts, strict=True))
-    return predicted_T.view(batch, columns), log_odds_T.view(batch, columns)
+    log_odds_BC = log_odds_T.new_zeros(ids_BC.numel()).index_copy_(0, place_T, log_odds_T)
+    predicted_BC = ids_BC.flatten().index_copy(0, place_T, predicted_T)
+    return predicted_BC.view(batch, columns), log_odds_BC.view(batch, columns)
 
 
 def _score(slots: Slots, log_odds_BC: Tensor, noise: Noise) -> Tensor:
     """What positions are ranked by, [B, C]."""
     if all(one.remasking == "low_confidence" for one in slots.settings):
         return log_odds_BC
-    columns = log_odds_BC.shape[1]
-    order_BC = noise.order(*_places(slots, columns)).view(-1, columns)
+    place_T = torch.arange(log_odds_BC.numel(), device=log_odds_BC.device)
+    order_BC = noise.order(*_places(slots, place_T)).view_as(log_odds_BC)
     return torch.where(slots.random_B[:, None], order_BC, log_odds_BC.double())
 
 
-def _places(slots: Slots, columns: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Seed, step and position of every canvas row, [T] each."""
-    position_C = torch.arange(columns, device=slots.seed_B.device)
+def _places(slots: Slots, place_T: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Seed, step and position of rows by their places in the flat canvases, [T] each."""
+    columns = slots.canvas.ids_BC.shape[1]
+    slot_T = torch.div(place_T, columns, rounding_mode="floor")
     return (
-        slots.seed_B.repeat_interleave(columns),
-        slots.canvas.forwards_B.repeat_interleave(columns),
-        position_C.repeat(len(slots.settings)),
+        slots.seed_B.index_select(0, slot_T),
+        slots.canvas.forwards_B.index_select(0, slot_T),
+        place_T - slot_T * columns,
     )
 
 
-def _chunks(slots: Slots, columns: int) -> Iterator[tuple[int, int, bool, bool]]:
+def _chunks(slots: Slots, counts: Sequence[int]) -> Iterator[tuple[int, int, bool, bool]]:
     """First and last row of each chunk, and whether its rows are guided and have temperature.
+
+    `counts` says how many rows each slot has.
 
     Slots of a kind lie side by side, so that rows of other kinds do not pay for them.
     """
@@ -314,24 +323,32 @@ def _chunks(slots: Slots, columns: int) -> Iterator[tuple[int, int, bool, bool]]
     embedding_VD = slots.context.embedding_VD
     most = LOGITS_IN_CACHE if embedding_VD.device.type == "cpu" else LOGITS_AT_ONCE
     size = max(ROWS_AT_LEAST, most // len(embedding_VD) // ROWS_AT_LEAST * ROWS_AT_LEAST)
+    begins = [0, *accumulate(counts)]
     for begin, end in pairwise([*edges, len(kinds)]):
-        for first in range(begin * columns, end * columns, size):
-            yield first, min(first + size, end * columns), *kinds[begin]
+        for first in range(begins[begin], begins[end], size):
+            yield first, min(first + size, begins[end]), *kinds[begin]
 
 
 def _report(slots: Slots, confidence_BC: Tensor, broken_B: Tensor) -> Report:
     """Bring a step's outcome to the host."""
     canvas = slots.canvas
     columns = canvas.ids_BC.shape[1]
-    flags = (canvas.stop_B, canvas.forwards_B, canvas.done_B.long(), broken_B.long())
-    flags_B4 = torch.stack(flags, dim=1)
-    packed = torch.cat((canvas.ids_BC, confidence_BC.view(torch.int64), flags_B4), dim=1)
+    flags = (
+        canvas.stop_B,
+        canvas.sight_B,
+        canvas.forwards_B,
+        canvas.done_B.long(),
+        broken_B.long(),
+    )
+    flags_B5 = torch.stack(flags, dim=1)
+    packed = torch.cat((canvas.ids_BC, confidence_BC.view(torch.int64), flags_B5), dim=1)
     # The step's one copy from device to host: the next batch depends on who is done.
     host = packed.cpu().numpy()
     return Report(
         ids_BC=host[:, :columns],
         confidence_BC=host[:, columns : 2 * columns].copy().view(np.float64),
-        stop_B=host[:, -4],
+        stop_B=host[:, -5],
+        sight_B=host[:, -4],
         forwards_B=host[:, -3],
         done_B=host[:, -2] != 0,
         broken_B=host[:, -1] != 0,
@@ -352,6 +369,20 @@ def _retire(state: State, report: Report) -> State:
     }
     state = replace(state, finished=state.finished | captions)
     return _keep(state, np.flatnonzero(~leaving_B).tolist())
+
+
+def _narrow(state: State, report: Report) -> State:
+    """With the rows that the next pass runs of each canvas; guided ones have as many twins."""
+    slots = state.slots
+    if slots is None or not any(one.shrinks for one in slots.settings):
+        return state
+    sight_B = report.sight_B[~(report.done_B | report.broken_B)].tolist()
+    seen = [
+        sight if one.shrinks else rows
+        for one, sight, rows in zip(slots.settings, sight_B, slots.context.rows, strict=False)
+    ]
+    context = slots.context.seeing((*seen, *seen[: slots.guided]))
+    return replace(state, slots=replace(slots, context=context))
 
 
 def _keep(state: State, kept: list[int]) -> State:

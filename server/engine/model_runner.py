@@ -199,6 +199,7 @@ class SamplerBatch:
             self._state, captions = self._state.taken()
             self._watched -= captions.keys()
             return Outcome(captions=captions)
+        canvas_rows = sum(self._state.slots.context.seen)
         with _memory_named():
             state, changes = sampler.step(self._model, self._state)
         self._state, captions = state.taken()
@@ -216,10 +217,7 @@ class SamplerBatch:
             captions=captions,
             broken=broken,
             refreshed=self._refreshed(changes),
-            canvas_rows=sum(
-                (one.canvas_length + len(one.suffix)) * (1 + (one.cfg_scale > 0))
-                for one in changes.settings
-            ),
+            canvas_rows=canvas_rows,
             revealed=int((changed_BC & masked_BC).sum()),
             revised=int((changed_BC & ~masked_BC).sum()),
         )

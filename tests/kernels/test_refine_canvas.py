@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from kernels import ops
-from kernels.canvas import REMEMBERED, Canvas, Plan
+from kernels.canvas import REMEMBERED, SIGHT, Canvas, Plan
 
 MASK = 9
 STOP = 8
@@ -29,6 +29,7 @@ def plan_of(length: int, **changes: Any) -> Plan:
         "end_above_B": inf,
         "edit_above_B": -inf,
         "extra_B": 0,
+        "shrinks_B": False,
         "official_B": False,
         "stops_BQL": [[[STOP]]],
         "stop_lengths_BQ": [[1]],
@@ -52,7 +53,7 @@ def canvas_of(plan: Plan, ids: list[int]) -> Canvas:
     """Canvas in its first block."""
     ids_BC = torch.tensor([ids])
     stop_B = torch.where(plan.official_B, plan.length_B, ops.first_stop(plan, ids_BC).amin(dim=1))
-    return ops.enter_block(plan, Canvas.blank(ids_BC, stop_B), torch.tensor([True]))
+    return ops.enter_block(plan, Canvas.blank(ids_BC, stop_B, plan.length_B), torch.tensor([True]))
 
 
 def step(
@@ -258,6 +259,21 @@ def test_only_stop_sequences_of_one_token_are_ends() -> None:
     )
     canvas = step(plan, canvas_of(plan, [MASK] * 4), [1, 5, STOP, 6], [2, 1, 1, 1])
     assert ids_of(canvas) == [1, MASK, MASK, 6]
+
+
+def test_rows_behind_a_stop_that_stayed_are_out_of_sight_until_it_moves() -> None:
+    plan = plan_of(24, steps_B=24, shrinks_B=True)
+    draft = [1, 2, MASK, STOP, *[5] * 20]
+    canvas = canvas_of(plan, draft)
+    assert canvas.sight_B.tolist() == [24]
+    canvas = step(plan, canvas, [*draft[:2], 3, STOP, *[5] * 20], [9, 9, 0, *[9] * 21])
+    assert (canvas.stop_B.tolist(), canvas.sight_B.tolist()) == ([3], [SIGHT])
+    # What is out of sight is not revised, whatever is predicted there.
+    canvas = canvas_of(plan, [MASK, MASK, *draft[2:]])
+    canvas = step(plan, canvas, [0] * 3 + [STOP] + [5] * 20)
+    canvas = step(plan, canvas, [1, 1, 1, 6, *[7] * 20])
+    assert ids_of(canvas)[3:] == [6, *[7] * 4, *[5] * 16]
+    assert (canvas.stop_B.tolist(), canvas.sight_B.tolist()) == ([24], [24])
 
 
 def test_no_threshold_reveals_beyond_the_block_or_the_stop() -> None:

@@ -44,6 +44,7 @@ def draw_plan(rng: random.Random, generator: torch.Generator) -> Plan:
         end_above_B=each(inf, inf, 1.0, -inf).double(),
         edit_above_B=each(-inf, -inf, 1.0, 2.0).double(),
         extra_B=each(0, 0, 1, 3),
+        shrinks_B=each(True, False),
         official_B=each(True, False, False),
         stops_BQL=torch.randint(6, 9, (batch, sequences, longest), generator=generator),
         stop_lengths_BQ=sizes_BQ,
@@ -59,7 +60,8 @@ def draw_canvas(plan: Plan, rng: random.Random, generator: torch.Generator) -> C
         drafted_BC = torch.rand(shape, generator=generator) < rng.choice([0.5, 1.0])
         ids_BC[drafted_BC] = torch.randint(0, 9, shape, generator=generator)[drafted_BC]
     found_B = reference.first_stop(plan, ids_BC).amin(dim=1)
-    canvas = Canvas.blank(ids_BC, torch.where(plan.official_B, plan.length_B, found_B))
+    stop_B = torch.where(plan.official_B, plan.length_B, found_B)
+    canvas = Canvas.blank(ids_BC, stop_B, plan.length_B)
     return reference.enter_block(plan, canvas, ~canvas.done_B)
 
 
@@ -142,6 +144,7 @@ def test_long_canvases(device: str, columns: int) -> None:
         end_above_B=torch.tensor([0.5], dtype=torch.float64),
         edit_above_B=torch.tensor([-1.0], dtype=torch.float64),
         extra_B=torch.tensor([2]),
+        shrinks_B=torch.tensor([True]),
         official_B=torch.tensor([False]),
         stops_BQL=torch.tensor([[[8, 8, 8]]]),
         stop_lengths_BQ=torch.tensor([[3]]),
@@ -167,7 +170,7 @@ def test_scores_that_are_no_numbers_do_not_reveal_more_than_planned(device: str)
         reveal_above_B=torch.tensor([inf], dtype=torch.float64),
     )
     ids_BC = torch.full((1, 6), MASK)
-    blank = Canvas.blank(ids_BC, plan.length_B)
+    blank = Canvas.blank(ids_BC, plan.length_B, plan.length_B)
     canvas = reference.enter_block(plan, blank, torch.tensor([True]))
     score_BC = torch.full((1, 6), torch.nan)
     _, written = refine_canvas(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -326,3 +327,35 @@ def test_room_wastes_a_quarter_at_most_and_nothing_at_powers_of_two() -> None:
     for rows in range(1, 5000):
         assert rows <= room(rows) <= 1.25 * rows + 8
     assert [room(1 << bits) for bits in range(3, 13)] == [1 << bits for bits in range(3, 13)]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("prefix_attention", "seed"), [("prefix", 1), ("full", 0)])
+def test_rows_behind_a_settled_stop_leave_the_pass_and_come_back(
+    prefix_attention: Any, seed: int, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if packed:
+        run_packed(monkeypatch)
+    model = model_of(prefix_attention, seed)
+    prompts = [prompt_of(number, 3 + number) for number in range(6)]
+    chosen = SamplerSettings(canvas_length=40, tokens_per_step=1, end_threshold=0.2)
+    others = SamplerSettings(canvas_length=12, tokens_per_step=2, cfg_scale=0.5)
+    state = sampler.open_state(model, IDS)
+    seen: dict[int, list[int]] = {number: [] for number in range(6)}
+    for now in range(12):
+        if now < 6:
+            state = sampler.join(model, state, [now, 6 + now], [prompts[now]] * 2, [chosen, others])
+        assert state.slots is not None
+        for request, rows in zip(state.running, state.slots.context.seen, strict=False):
+            if request in seen:
+                seen[request].append(rows)
+        state, _ = sampler.step(model, state)
+    while state.running:
+        state, _ = sampler.step(model, state)
+    assert any(min(rows) < 40 for rows in seen.values())
+    assert any(b > a for rows in seen.values() for a, b in pairwise(rows))
+    for number, prompt in enumerate(prompts):
+        want = reference.generate(model, prompt, chosen, IDS)
+        assert_equal(state.finished[number], want)
+        want = reference.generate(model, prompt, others, IDS)
+        assert_equal(state.finished[6 + number], want)
