@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from rediff_model.runtime import padded, varlen
+from rediff_model.runtime import varlen
 
 if TYPE_CHECKING:
     import pytest
@@ -27,7 +27,7 @@ def run_packed(patch: pytest.MonkeyPatch) -> list[int]:
 
     patch.setattr("torch.nn.attention.varlen.varlen_attn", counted)
     patch.setattr(varlen, "_says_grouped", lambda: True)
-    patch.setattr(padded, "runs_packed", lambda *_: True)
+    patch.setattr(varlen, "one_by_one", lambda _: False)
     return made
 
 

@@ -202,21 +202,31 @@ class LeanDecoder:
 
 def _product(rows_TX: Tensor, weight_XN: Tensor) -> Tensor:
     """The rows times a weight, [T, N]."""
-    pieces, rest = divmod(len(rows_TX), PIECE)
-    if rest or pieces < 2:
+    pieces = len(rows_TX) // PIECE
+    if pieces < 2:
         return rows_TX @ weight_XN
-    batch = rows_TX.view(pieces, PIECE, -1)
-    return torch.bmm(batch, weight_XN.expand(pieces, -1, -1)).flatten(0, 1)
+    whole = pieces * PIECE
+    product_TN = rows_TX.new_empty((len(rows_TX), weight_XN.shape[1]))
+    torch.bmm(
+        rows_TX[:whole].view(pieces, PIECE, -1),
+        weight_XN.expand(pieces, -1, -1),
+        out=product_TN[:whole].view(pieces, PIECE, -1),
+    )
+    if whole < len(rows_TX):
+        torch.mm(rows_TX[whole:], weight_XN, out=product_TN[whole:])
+    return product_TN
 
 
 def _add_product(sum_TN: Tensor, rows_TX: Tensor, weight_XN: Tensor) -> None:
     """Add the rows times a weight."""
-    pieces, rest = divmod(len(rows_TX), PIECE)
-    if rest or pieces < 2:
-        sum_TN.addmm_(rows_TX, weight_XN)
-        return
-    batch = rows_TX.view(pieces, PIECE, -1)
-    sum_TN.view(pieces, PIECE, -1).baddbmm_(batch, weight_XN.expand(pieces, -1, -1))
+    pieces = len(rows_TX) // PIECE
+    whole = pieces * PIECE if pieces > 1 else 0
+    if whole:
+        batch = rows_TX[:whole].view(pieces, PIECE, -1)
+        sums = sum_TN[:whole].view(pieces, PIECE, -1)
+        sums.baddbmm_(batch, weight_XN.expand(pieces, -1, -1))
+    if whole < len(rows_TX):
+        sum_TN[whole:].addmm_(rows_TX[whole:], weight_XN)
 
 
 def suits(model: LanguageModel) -> bool:

@@ -60,7 +60,7 @@ class Bucket:
         ages: Sequence[int],
     ) -> Bucket:
         like = buffers.keys[0]
-        kind = Packed if runs_packed(like.device, like.dtype, like.shape[-1]) else Padded
+        kind = Packed if lies_packed(like) else Padded
         return cls(
             buffers,
             tuple(sequences),
@@ -105,6 +105,15 @@ class Bucket:
         """Canvas rows that run of each sequence."""
         packed = isinstance(self.layout, Packed)
         return self.rows if packed else (self.canvas,) * len(self.rows)
+
+    def sizes(self, prompts: Sequence[int]) -> tuple[int, ...]:
+        """Rows of a pass that each sequence takes if the prompts of some run."""
+        packed = isinstance(self.layout, Packed)
+        runs = set(prompts)
+        return tuple(
+            canvas + (0 if row not in runs else length if packed else self.prompt)
+            for row, (canvas, length) in enumerate(zip(self.columns, self.lengths, strict=True))
+        )
 
     def part(
         self, canvases: range, prompts: Sequence[int], *, sees_canvas: bool
@@ -308,6 +317,11 @@ class BucketAttend:
         columns = zip(self.parts, queries, keys, values, strict=True)
         seen = [part.attend(layer, *rows, bounded=self.bounded) for part, *rows in columns]
         return torch.cat(seen)
+
+
+def lies_packed(like: Tensor) -> bool:
+    """Whether rows lie packed in buffers like this one: a CPU takes a sequence at a time anyway."""
+    return like.device.type == "cpu" or runs_packed(like.device, like.dtype, like.shape[-1])
 
 
 def padded(prompt_PD: Tensor, rows: int) -> Tensor:

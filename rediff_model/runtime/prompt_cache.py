@@ -216,35 +216,42 @@ class Context:
 
     def _passes(self) -> Iterator[list[Part]]:
         """The parts of a step that run together: all, or on a CPU a number of rows."""
-        most = self._rows_at_once() if isinstance(self.decoder, LeanDecoder) else sys.maxsize
+        dues = [self._due(bucket) for bucket in self.buckets]
+        sizes = [one.sizes(due) for one, due in zip(self.buckets, dues, strict=True)]
+        most, even = self._rows_at_once(sum(map(sum, sizes)))
         parts: list[Part] = []
         rows = 0
-        for bucket in self.buckets:
-            count = len(bucket.sequences)
-            due = self._due(bucket)
-            each = bucket.canvas + (bucket.prompt if due else 0)
-            width = min(count, max(1, most // each))
-            for first in range(0, count, width):
-                canvases = range(first, min(first + width, count))
-                prompts = [row for row in due if row in canvases]
-                part = bucket.part(canvases, prompts, sees_canvas=True)
-                if parts and rows + part.canvas_rows + part.prompt_rows > most:
+        for bucket, due, size_G in zip(self.buckets, dues, sizes, strict=True):
+
+            def part(
+                first: int, last: int, bucket: Bucket = bucket, due: Sequence[int] = due
+            ) -> Part:
+                prompts = [row for row in due if first <= row < last]
+                return bucket.part(range(first, last), prompts, sees_canvas=True)
+
+            first = 0
+            for row, size in enumerate(size_G):
+                if rows and (rows + size > most or 2 * rows + size > 2 * even):
+                    if first < row:
+                        parts.append(part(first, row))
                     yield parts
-                    parts, rows = [], 0
-                parts.append(part)
-                rows += part.canvas_rows + part.prompt_rows
+                    parts, rows, first = [], 0, row
+                rows += size
+            parts.append(part(first, len(size_G)))
         yield parts
 
-    def _rows_at_once(self) -> int:
-        """Rows of a pass on a CPU, so few that every thread has a pass if there are sequences."""
+    def _rows_at_once(self, rows: int) -> tuple[int, int]:
+        """Of so many rows in all, those of a pass at most, and those that make passes even.
+
+        On a CPU every thread has as many passes as any other if there are sequences.
+        """
+        if not isinstance(self.decoder, LeanDecoder):
+            return sys.maxsize, sys.maxsize
         threads = torch.get_num_threads()
-        if len(self.rows) < threads:
-            return ROWS_AT_ONCE
-        rows = sum(
-            len(one.sequences) * one.canvas + len(self._due(one)) * one.prompt
-            for one in self.buckets
-        )
-        return min(ROWS_AT_ONCE, -(-rows // threads))
+        passes = -(-rows // ROWS_AT_ONCE)
+        if len(self.rows) >= threads:
+            passes = -(-passes // threads) * threads
+        return ROWS_AT_ONCE, -(-rows // passes)
 
     def _run(
         self, parts: Sequence[Part], packed: Sequence[Tensor], ids_T: Tensor | None = None

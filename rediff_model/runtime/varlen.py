@@ -1,4 +1,5 @@
-"""Attention over buffers in place, without padding: `torch.nn.attention.varlen` on a GPU.
+"""Attention over buffers in place, without padding: `torch.nn.attention.varlen` on a GPU, one
+sequence after the other on a CPU.
 
 Each sequence names its first key in the flat buffer and how many follow, so nothing is copied and
 no mask is read. The kernel wants keys without gaps: what lies between two sequences is one more,
@@ -15,11 +16,13 @@ import logging
 from dataclasses import dataclass
 from functools import cache
 from inspect import signature
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
+
+from rediff_model.runtime.attention import attend
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -221,16 +224,15 @@ class PackedPart:
     ) -> Tensor:
         """Keep new keys and values, and attend to those in the buffers; [T, H, E].
 
-        `bounded` is for other kernels.
+        `bounded`: as in `attention.attend`.
         """
-        del bounded
         layer %= len(self.buffers.keys)
         stored = (self.buffers.keys[layer], self.buffers.values[layer])
         for buffer, rows_TKE in zip(stored, (key_TKE, value_TKE), strict=True):
             buffer.view(-1, *buffer.shape[2:]).index_copy_(0, self.place_T, rows_TKE)
         split = self.canvas_rows
         outputs = [
-            packed_attend(rows_THE, *stored, spans)
+            packed_attend(rows_THE, *stored, spans, bounded=bounded)
             for rows_THE, spans in (
                 (query_THE[:split], self.spans_G),
                 (query_THE[split:], self.spans_R),
@@ -240,8 +242,28 @@ class PackedPart:
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
-def packed_attend(query_THE: Tensor, key: Tensor, value: Tensor, spans: Spans) -> Tensor:
-    """[T, H, E] from packed queries and whole buffers [S', N, K, E] of any number of sequences."""
+def packed_attend(
+    query_THE: Tensor, key: Tensor, value: Tensor, spans: Spans, *, bounded: bool = False
+) -> Tensor:
+    """[T, H, E] from packed queries and whole buffers [S', N, K, E] of any number of sequences.
+
+    `bounded`: as in `attention.attend`.
+    """
+    if one_by_one(query_THE):
+        key_NKE, value_NKE = key.flatten(0, 1), value.flatten(0, 1)
+        queries, keys = spans.query_edges_W.tolist(), spans.key_edges_W.tolist()
+        outputs = [
+            attend(
+                query_THE[first:last],
+                key_NKE[None, begin:end],
+                value_NKE[None, begin:end],
+                None,
+                bounded,
+            )
+            for (first, last), (begin, end) in zip(pairwise(queries), pairwise(keys), strict=True)
+            if first < last
+        ]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     from torch.nn.attention.varlen import varlen_attn
 
     # An older torch takes fewer key than query heads without a word.
@@ -259,6 +281,11 @@ def packed_attend(query_THE: Tensor, key: Tensor, value: Tensor, spans: Spans) -
     )
     assert isinstance(output, torch.Tensor)
     return output
+
+
+def one_by_one(rows: Tensor) -> bool:
+    """Whether attention of packed rows takes one sequence after the other."""
+    return rows.device.type == "cpu"
 
 
 @cache

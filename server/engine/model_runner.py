@@ -80,6 +80,7 @@ class SamplerRunner:
         turns = conversation([DEFAULT_QUESTION])
         words = sum(len(part) for part in captioner.codec.encode_prompt(turns))
         picture = layout(USUAL_PICTURE, shape).tokens
+        on_cpu = model.device.type == "cpu"
         packed = runs_packed(model.device, dtype, shape.language.head_dim)
         self.info = ModelInfo(
             canvas_length=shape.canvas_length,
@@ -93,7 +94,7 @@ class SamplerRunner:
             request_rows=words + picture + shape.canvas_length,
             free_bytes=free_bytes(model.device),
             kernels=backend(),
-            attention="packed" if packed else "buckets",
+            attention="packed" if packed else "sequential" if on_cpu else "buckets",
             compiled=config.compile,
             cuda_graphs=config.cuda_graphs and replays(model.device),
         )
@@ -105,7 +106,7 @@ class SamplerRunner:
         )
         if config.cuda_graphs and not self.info.cuda_graphs:
             logger.warning("cuda_graphs has no effect on %s", model.device)
-        if model.device.type == "cpu":
+        if on_cpu:
             # Now, and not beside threads that touch torch for the first time.
             thread_pool.prepare()
 

@@ -38,7 +38,8 @@ class ModelInfo:
     kernels: str = "torch"
     """What runs selection and refining: `triton` or `torch`."""
     attention: str = "buckets"
-    """`packed` (`torch.nn.attention.varlen`), or `buckets` of like lengths."""
+    """`packed` (`torch.nn.attention.varlen`), `sequential` on a CPU, or `buckets` of like
+    lengths."""
     compiled: bool = False
     """Whether what lies between the attentions is compiled."""
     cuda_graphs: bool = False

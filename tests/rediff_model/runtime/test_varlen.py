@@ -77,7 +77,7 @@ def test_a_prompt_that_is_refreshed_less_often_runs_alone(calls: list[int]) -> N
     ]
     assert calls
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(padded, "runs_packed", lambda *_: False)
+        patch.setattr(padded, "lies_packed", lambda _: False)
         made = generate(model, prompts, settings, IDS, prompt_refresh_interval=3)
     assert packed_ids == [one.ids for one in made]
 
@@ -108,7 +108,7 @@ def test_nothing_is_padded_where_lengths_differ(
         assert made.canvas == reference.generate(model, prompt, one, IDS).canvas
 
 
-def test_a_processor_runs_buckets() -> None:
+def test_a_processor_has_no_such_kernel() -> None:
     assert not varlen.runs_packed(torch.device("cpu"), torch.bfloat16, 64)
 
 

@@ -155,9 +155,9 @@ def test_work_shrinks_with_the_batch(
     prompts = [prompt_of(0, 5), prompt_of(1, 2), prompt_of(2, 3)]
     sampler.generate(model, prompts, chosen, IDS)
     if prefix_attention == "prefix":
-        assert rows == [4 * 5, 4 * 6, 3 * 6]
+        assert rows == [5 + 2 + 2 * 3, 4 + 6 + 2 * 2, 6 + 2 * 2]
     else:
-        assert rows == [4 * (5 + 6), 3 * (3 + 6)]
+        assert rows == [5 + 2 + 2 * 3 + 4 + 6 + 2 * 2, 2 + 2 * 3 + 6 + 2 * 2]
 
 
 def test_dropped_requests_do_not_change_the_others() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sampler_case import HIDDEN, IDS, any_settings, assert_equal, model_of, prompt_of
 from varlen_case import run_packed
 
-from rediff_model.runtime import prompt_cache
+from rediff_model.runtime import padded, prompt_cache
 from rediff_model.runtime.cpu_decoder import LeanDecoder
 from rediff_model.runtime.kv_buffers import Buffers, room
 from rediff_model.sampling import reference, sampler
@@ -23,6 +23,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rediff_model.sampling.outputs import Generation
+
+LAYOUTS = ("one by one", "varlen", "padded")
+"""How a CPU attends, a GPU, and a GPU without the kernel."""
+
+
+def lay_out(patch: pytest.MonkeyPatch, layout: str) -> None:
+    """Attend in one of `LAYOUTS` from here on."""
+    if layout == "varlen":
+        run_packed(patch)
+    elif layout == "padded":
+        patch.setattr(padded, "lies_packed", lambda _: False)
+
 
 arrivals = st.lists(
     st.tuples(
@@ -39,16 +51,15 @@ arrivals = st.lists(
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
-@given(arrivals, st.sampled_from(["full", "prefix"]), st.integers(0, 2), st.booleans())
+@given(arrivals, st.sampled_from(["full", "prefix"]), st.integers(0, 2), st.sampled_from(LAYOUTS))
 def test_equals_the_reference_whenever_requests_come_and_go(
     batch: list[tuple[SamplerSettings, int, int, int, int | None]],
     prefix_attention: Any,
     seed: int,
-    packed: bool,
+    layout: str,
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        if packed:
-            run_packed(patch)
+        lay_out(patch, layout)
         _come_and_go(batch, prefix_attention, seed)
 
 
@@ -113,7 +124,7 @@ def test_joining_runs_no_other_prompt_and_buckets_keep_a_long_one_apart(
     state, _ = sampler.step(model, state)
     state = sampler.join(model, state, [2], [prompt_of(2, 90)], [chosen])
     state, _ = sampler.step(model, state)
-    assert rows == [2 * 6, 2 * 4, 90, 3 * 4]
+    assert rows == [6 + 5, 2 * 4, 90, 3 * 4]
     assert sorted(state.running) == [2, 5, 6]
 
 
@@ -194,7 +205,7 @@ def test_a_pass_takes_no_more_rows_than_it_should(monkeypatch: pytest.MonkeyPatc
     rows = count_rows(monkeypatch)
     monkeypatch.setattr(prompt_cache, "ROWS_AT_ONCE", 20)
     parts = sampler.generate(model, prompts, [chosen] * 4, IDS)
-    assert rows == [20, 10, 34]
+    assert rows == [20, 9, 34]
     for got, want in zip(parts, whole, strict=True):
         assert_equal(got, want)
 
@@ -329,13 +340,12 @@ def test_room_wastes_a_quarter_at_most_and_nothing_at_powers_of_two() -> None:
     assert [room(1 << bits) for bits in range(3, 13)] == [1 << bits for bits in range(3, 13)]
 
 
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("prefix_attention", "seed"), [("prefix", 1), ("full", 0)])
 def test_rows_behind_a_settled_stop_leave_the_pass_and_come_back(
-    prefix_attention: Any, seed: int, packed: bool, monkeypatch: pytest.MonkeyPatch
+    prefix_attention: Any, seed: int, layout: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if packed:
-        run_packed(monkeypatch)
+    lay_out(monkeypatch, layout)
     model = model_of(prefix_attention, seed)
     prompts = [prompt_of(number, 3 + number) for number in range(6)]
     chosen = SamplerSettings(canvas_length=40, tokens_per_step=1, end_threshold=0.2)
