@@ -108,7 +108,9 @@ class CountingBatch:
             if one.wants_steps:
                 steps.append((number, self._event(number, done=done)))
             if done:
-                captions[number] = Generation((), (), self._steps[number], 0, (), (), "length")
+                captions[number] = Generation(
+                    (), (), self._steps[number], 0, (), (), 0, (), "length"
+                )
         rows = sum(one.settings.canvas_length for one in self.jobs.values())
         broken = frozenset(self._runner.broken & self.jobs.keys())
         self.drop(captions)

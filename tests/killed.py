@@ -64,7 +64,7 @@ class SlowBatch:
         captions = {}
         for number, job in self._jobs.items():
             shade = cast("int", job.prompt.rows)
-            captions[number] = Generation((shade,), (shade,), 1, 0, (0.5,), (0,), "stop")
+            captions[number] = Generation((shade,), (shade,), 1, 0, (0.5,), (0,), 0, (1,), "stop")
         self._jobs.clear()
         return Outcome(captions=captions)
 

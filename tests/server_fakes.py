@@ -134,6 +134,8 @@ class FakeRow:
             revisions=sum(self.revisions),
             confidences=tuple(0.5 for _ in self.canvas),
             revision_counts=tuple(self.revisions),
+            flips=0,
+            step_map=tuple(min(place, self.step) for place in range(len(self.canvas))),
             finish_reason="stop" if stop < len(self.canvas) else "length",
         )
 

@@ -5,6 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+LEAST = 1e-300
+"""A confidence below this counts as this much where logarithms are added."""
+
+LEVEL = 1e-6
+"""Joint confidences (logarithms) that differ by less are the same, and the later canvas wins."""
+
 FinishReason = Literal["stop", "length"]
 
 
@@ -24,6 +30,10 @@ class Generation:
     """Probability of each token when it was last written or confirmed; 0 if it never was."""
     revision_counts: tuple[int, ...]
     """Revisions of each position."""
+    flips: int
+    """Revisions that brought back the token before the last one."""
+    step_map: tuple[int, ...]
+    """The step in which each position took its last value; 0 is before the first."""
     finish_reason: FinishReason
 
 

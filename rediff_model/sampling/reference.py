@@ -11,7 +11,7 @@ hidden size.
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,7 +19,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from kernels.canvas import REMEMBERED, SIGHT
 from rediff_model.sampling.batch_state import check_ids, looks_masked
-from rediff_model.sampling.outputs import Generation
+from rediff_model.sampling.outputs import LEAST, LEVEL, Generation
 from rediff_model.sampling.rng import CounterNoise, Noise
 
 if TYPE_CHECKING:
@@ -78,17 +78,41 @@ def generate(
     for block in range(settings.blocks):
         if block * settings.block < run.stop:
             _denoise_block(run, block, on_step)
-    canvas = tuple(run.canvas_C[: settings.canvas_length].tolist())
-    revisions = tuple(run.revisions_C[: settings.canvas_length].tolist())
+    last = _best_of_cycle(run)
+    length = settings.canvas_length
+    canvas = last.canvas[:length]
+    revisions = tuple(last.revisions_C[:length].tolist())
     return Generation(
-        ids=canvas[: run.stop],
+        ids=canvas[: last.stop],
         canvas=canvas,
         steps=run.forwards,
         revisions=sum(revisions),
-        confidences=tuple(run.confidence_C[: settings.canvas_length].tolist()),
+        confidences=tuple(last.confidence_C[:length].tolist()),
         revision_counts=revisions,
-        finish_reason="stop" if run.stop < settings.canvas_length else "length",
+        flips=int(last.flips_C[:length].sum()),
+        step_map=tuple(last.written_C[:length].tolist()),
+        finish_reason="stop" if last.stop < length else "length",
     )
+
+
+def _best_of_cycle(run: _Sequence) -> _Past:
+    """What the caption ends on: the last canvas, or a surer one of the cycle that it closes.
+
+    A cycle is closed where a step that began without a mask before the stop brings back one of the
+    last canvases. The surest has the largest product of the confidences of its tokens, stop
+    included; it is as if the last step had led to it.
+    """
+    mask, length = run.ids.mask, run.settings.canvas_length
+    *_, last = run.past
+    recent = run.past[:-1][-REMEMBERED:]
+    if run.official or not recent or mask in recent[-1].canvas[: recent[-1].stop]:
+        return last
+    same = [n for n, past in enumerate(recent) if past.canvas[:length] == last.canvas[:length]]
+    best = last
+    for past in reversed(recent[same[-1] + 1 :] if same else []):
+        if past.joint(length) > best.joint(length) + LEVEL:
+            best = past
+    return last if best is last else recent[-1].followed_by(best, run.forwards, mask)
 
 
 def _denoise_block(
@@ -175,8 +199,10 @@ def _denoise_block(
         seen.append(run.canvas())
 
         in_canvas = [row for row in (*revealed, *revised) if row >= first]
-        run.confidence_C[[row - first for row in in_canvas]] = chance_N[in_canvas]
-        run.revisions_C += (before_C != run.ids.mask) & (after_C != before_C)
+        confidence_C = run.past[-1].confidence_C.clone()
+        confidence_C[[row - first for row in in_canvas]] = chance_N[in_canvas]
+        now = replace(run.past[-1], canvas=run.canvas(), stop=run.stop, confidence_C=confidence_C)
+        run.past.append(run.past[-1].followed_by(now, run.forwards, run.ids.mask))
         if on_step is not None:
             on_step(
                 StepRecord(
@@ -219,8 +245,6 @@ class _Sequence:
         self.embedding_VD = model.model.embed_tokens.weight
         self.rows_ND = torch.cat((prompt_PD, self.embedding_VD[canvas_C]))
         self.ids_N = torch.cat((canvas_C.new_full((self.prompt,), PROMPT), canvas_C))
-        self.confidence_C = torch.zeros(len(canvas_C), dtype=torch.float64, device=device)
-        self.revisions_C = torch.zeros_like(canvas_C)
         self.forwards = 0
         self.stops = settings.stops(ids)
         self.longest_stop = max((len(sequence) for sequence in self.stops), default=0)
@@ -228,6 +252,9 @@ class _Sequence:
         self.sight = len(canvas_C)
         if not self.official:
             self.find_stop()
+        none_C = torch.zeros_like(canvas_C)
+        sure_C = torch.zeros(len(canvas_C), dtype=torch.float64, device=device)
+        self.past = [_Past(self.canvas(), self.stop, sure_C, none_C, none_C, none_C, none_C - 1)]
 
     @property
     def canvas_C(self) -> Tensor:
@@ -328,6 +355,40 @@ class _Sequence:
             self.stop = min(self.stop, _first(answer, sequence))
             if self.stop < length:
                 return
+
+
+@dataclass(frozen=True, slots=True)
+class _Past:
+    """A canvas after a step, with how it came about."""
+
+    canvas: tuple[int, ...]
+    stop: int
+    confidence_C: Tensor
+    revisions_C: Tensor
+    flips_C: Tensor
+    written_C: Tensor
+    """The step in which a position took its value."""
+    was_C: Tensor
+    """The token before the last revision; -1 is none."""
+
+    def followed_by(self, after: _Past, step: int, mask: int) -> _Past:
+        """`after`, reached from here in one step."""
+        before_C, after_C = (
+            torch.tensor(canvas, device=self.was_C.device) for canvas in (self.canvas, after.canvas)
+        )
+        revised_C = (before_C != mask) & (after_C != before_C)
+        return replace(
+            after,
+            revisions_C=self.revisions_C + revised_C,
+            flips_C=self.flips_C + (revised_C & (after_C == self.was_C)),
+            written_C=torch.where(after_C != before_C, step, self.written_C),
+            was_C=torch.where(revised_C, before_C, self.was_C),
+        )
+
+    def joint(self, length: int) -> float:
+        """Logarithm of the product of the confidences up to the stop."""
+        sure_C = self.confidence_C[: min(self.stop + 1, length)]
+        return float(sure_C.clamp(min=LEAST).log().sum())
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,7 +161,8 @@ def open_state(
         raise ValueError(
             f"prompt_refresh_interval must be 1 or more, or None, got {prompt_refresh_interval}"
         )
-    ledger = Ledger.open(ids.mask, np.zeros((0, 0), dtype=np.int64))
+    nothing_B = np.zeros(0, dtype=np.int64)
+    ledger = Ledger.open(ids.mask, nothing_B[:, None], nothing_B)
     empty = Context.empty(model, prompt_refresh_interval, graphs=cuda_graphs, compiled=compiled)
     return State(None, ledger, {}, ids, noise or CounterNoise(), empty)
 
@@ -200,7 +201,9 @@ def join(
     place = {request: slot for slot, request in enumerate(state.running)}
     nothing_BC = torch.full_like(slots.canvas.ids_BC, torch.nan, dtype=torch.float64)
     report = _report(slots, nothing_BC, torch.zeros_like(slots.canvas.done_B))
-    ledger = state.ledger.join(report.ids_BC, [place.get(one, -1) for one in slots.requests])
+    ledger = state.ledger.join(
+        report.ids_BC, report.stop_B, [place.get(one, -1) for one in slots.requests]
+    )
     return _retire(replace(state, slots=slots, ledger=ledger), report)
 
 
@@ -221,6 +224,7 @@ def step(model: LanguageModel, state: State) -> tuple[State, StepEvents]:
     confidence_BC = log_odds_BC.double().sigmoid().masked_fill(~wrote_BC, torch.nan)
     slots = replace(slots, canvas=canvas, context=slots.context.aged())
     report = _report(slots, confidence_BC, log_odds_BC.isnan().any(dim=1))
+    report = state.ledger.ended(report, slots.settings)
     ledger = state.ledger.record(report)
     moved = _narrow(_retire(replace(state, slots=slots, ledger=ledger), report), report)
     left = {

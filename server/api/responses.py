@@ -7,7 +7,7 @@ import re
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, Final
 
-from server.api.schemas import CaptionAnswer, TimingAnswer, Token, Usage, Word
+from server.api.schemas import CaptionAnswer, StepMark, TimingAnswer, Token, Usage, Word
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -22,9 +22,16 @@ MASK_TEXT: Final = "▒"
 
 
 def caption_answer(
-    caption: Caption, identity: str, model: str, decode: Decode, *, with_tokens: bool
+    caption: Caption,
+    identity: str,
+    model: str,
+    decode: Decode,
+    *,
+    with_tokens: bool,
+    with_steps: bool = False,
 ) -> CaptionAnswer:
-    """The answer to `POST /caption`; with `with_tokens` also tokens and words."""
+    """The answer to `POST /caption`; with `with_tokens` also tokens and words, with `with_steps`
+    also the step map."""
     done, timing = caption.generation, caption.timing
     answer = CaptionAnswer(
         id=identity,
@@ -38,6 +45,7 @@ def caption_answer(
         ),
         steps=done.steps,
         revisions=done.revisions,
+        flips=done.flips,
         timing=TimingAnswer(
             decode=round(timing.decode, 6),
             vision=round(timing.vision, 6),
@@ -46,6 +54,10 @@ def caption_answer(
             total=round(timing.total, 6),
         ),
     )
+    if with_steps:
+        counts = zip(done.step_map, done.revision_counts, strict=True)
+        marks = [StepMark(step=step, revisions=revisions) for step, revisions in counts]
+        answer.step_map = marks[: len(done.ids)]
     if with_tokens:
         texts = token_texts(done.ids, decode)
         answer.tokens = [

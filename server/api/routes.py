@@ -60,21 +60,24 @@ def caption_routes(service: Service, orders: Orders) -> APIRouter:
         ticket = await unless_left(request, service.submit(order))
         record = request.state.record
         if stream:
-            return EventStream(lines(ticket, record, with_tokens=body.return_tokens), ticket)
+            return EventStream(lines(ticket, record, body), ticket)
         done = await unless_left(request, ticket.caption())
         record.add(done)
-        return JSONResponse(finished(done, with_tokens=body.return_tokens))
+        return JSONResponse(finished(done, body))
 
-    def finished(caption: Caption, *, with_tokens: bool) -> dict[str, Any]:
+    def finished(caption: Caption, body: CaptionBody) -> dict[str, Any]:
         identity = f"cap-{uuid.uuid4().hex}"
         answer = caption_answer(
-            caption, identity, service.model_name, service.decode, with_tokens=with_tokens
+            caption,
+            identity,
+            service.model_name,
+            service.decode,
+            with_tokens=body.return_tokens,
+            with_steps=body.return_steps,
         )
         return answer.model_dump(exclude_none=True)
 
-    async def lines(
-        ticket: Ticket, record: RequestRecord, *, with_tokens: bool
-    ) -> AsyncIterator[str]:
+    async def lines(ticket: Ticket, record: RequestRecord, body: CaptionBody) -> AsyncIterator[str]:
         try:
             model = service.model
             async for event in events_of(ticket):
@@ -82,7 +85,7 @@ def caption_routes(service: Service, orders: Orders) -> APIRouter:
                     yield KEEP_ALIVE
                 elif isinstance(event, Caption):
                     record.add(event)
-                    yield sse(finished(event, with_tokens=with_tokens), "done")
+                    yield sse(finished(event, body), "done")
                 else:
                     step = step_answer(
                         event, service.decode, model.mask_token_id, model.stop_token_id

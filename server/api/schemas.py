@@ -133,6 +133,7 @@ class CaptionBody(BaseModel):
     sampling: SamplingOptions = Field(default_factory=lambda: SamplingOptions())
     stream: bool = Field(default=False, description="Answer with server-sent events.")
     return_tokens: bool = Field(default=False, description="Add tokens, words, confidences.")
+    return_steps: bool = Field(default=False, description="Add the step of each token.")
     timeout_seconds: float | None = Field(default=None, description="Then the answer is 504.")
     priority: int = Field(default=0, ge=-(2**31), le=2**31, description="Lower goes first.")
 
@@ -177,6 +178,13 @@ class Word(BaseModel):
     confidence: float
 
 
+class StepMark(BaseModel):
+    """When one token of the caption took its last value."""
+
+    step: int = Field(description="Forward passes up to then; 0 is a draft's token that stayed.")
+    revisions: int
+
+
 class CaptionAnswer(BaseModel):
     """Answer of `POST /caption` and `POST /refine`."""
 
@@ -187,9 +195,13 @@ class CaptionAnswer(BaseModel):
     usage: Usage
     steps: int
     revisions: int
+    flips: int = Field(
+        default=0, description="Revisions that brought back the token before the last one."
+    )
     timing: TimingAnswer
     tokens: list[Token] | None = None
     words: list[Word] | None = None
+    step_map: list[StepMark] | None = None
     caption_confidence: float | None = Field(
         default=None, description="Geometric mean of the tokens' confidences."
     )

@@ -37,6 +37,7 @@ async def test_a_picture_in_json_gets_a_caption() -> None:
             "usage": {"image_tokens": 4, "prompt_tokens": 9, "caption_tokens": 5},
             "steps": 2,
             "revisions": 1,
+            "flips": 0,
         }
         assert server.runner.pictures[0].size == (6, 4)
         assert server.service.active == 0
@@ -83,6 +84,20 @@ async def test_tokens_and_words_carry_confidence_and_revisions() -> None:
             {"text": "apples", "confidence": 0.5},
         ]
         assert caption["caption_confidence"] == 0.5
+
+
+async def test_the_step_map_says_when_each_token_took_its_last_value() -> None:
+    async with running() as server:
+        for stream in (False, True):
+            sent = body(prompt="red apples", return_steps=True, stream=stream)
+            answer = await server.client.post("/caption", json=sent)
+            last = answer.text.rstrip().rpartition("data: ")[2]
+            caption = json.loads(last)
+            assert [mark["step"] for mark in caption["step_map"]] == [0, 1]
+            assert [mark["revisions"] for mark in caption["step_map"]] == [1, 0]
+            assert caption["flips"] == 0
+        without = await server.client.post("/caption", json=body(prompt="red apples"))
+        assert "step_map" not in without.json()
 
 
 async def test_presets_and_fields_reach_the_sampler() -> None:

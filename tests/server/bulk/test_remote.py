@@ -106,7 +106,7 @@ def test_a_picture_goes_with_prompt_settings_and_key(tmp_path: Path) -> None:
     assert b'name="prompt"\r\n\r\nwhat?\r\n' in body
     assert b'name="return_tokens"\r\n\r\ntrue\r\n' in body
     sampling = body.split(b'name="sampling"\r\n\r\n')[1].split(b"\r\n")[0]
-    expected = {"preset": "rediff", "steps": 3, "seed": 1, "canvas_length": 5}
+    expected = {"steps": 3, "seed": 1, "canvas_length": 5}
     assert json.loads(sampling) == expected
 
 

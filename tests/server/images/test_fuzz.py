@@ -174,6 +174,7 @@ CAPTION = st.fixed_dictionaries(
         "sampling": mostly(st.fixed_dictionaries({}, optional=SAMPLING)),
         "stream": mostly(st.booleans()),
         "return_tokens": mostly(st.booleans()),
+        "return_steps": mostly(st.booleans()),
         "timeout_seconds": mostly(st.just(30)),
         "priority": mostly(st.integers(-5, 5)),
         "draft": PROMPTS,
