@@ -80,7 +80,7 @@ def select_tokens(
             NOISE=noise,
             # Without noise 16 logits a lane, and four programs a multiprocessor.
             num_warps=8 if noise else 4,
-            maxnreg=None if noise else 128,
+            **({} if noise or torch.version.hip else {"maxnreg": 128}),
         )
     return partials.join(columns)
 

@@ -116,7 +116,10 @@ def operation_routes(service: Service) -> APIRouter:
     @router.head("/health/live", include_in_schema=False)
     @router.get("/health/live")
     async def live() -> dict[str, str]:
-        """200 while the process answers."""
+        """200 while the process answers; 503 once the engine has failed after it was ready, which
+        only a new process mends."""
+        if service.status == "failed" and service.load_error is None:
+            service.check_ready()
         return {"status": "live"}
 
     @router.head("/health", include_in_schema=False)

@@ -38,7 +38,14 @@ logger = logging.getLogger(__name__)
 USUAL_PICTURE = (1024, 768)
 """Width and height that a request of the usual size is counted with."""
 
-_NO_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+_NO_MEMORY = (
+    "DefaultCPUAllocator",
+    "CUDA error: out of memory",
+    "STATUS_ALLOC_FAILED",
+    # A library that finds no memory for itself, and Triton.
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+    "Triton Error [CUDA]: out of memory",
+)
 """What torch says in errors of no class of their own."""
 
 _DTYPES = {
@@ -61,7 +68,7 @@ def load_captioner(config: EngineConfig) -> Captioner:
         config.model,
         revision=config.revision,
         device=device,
-        dtype=_dtype(config.dtype, device),
+        dtype=resolve_dtype(config.dtype, device),
     )
 
 
@@ -179,7 +186,7 @@ class SamplerBatch:
             SettingsError: one of them does not fit the model.
             OutOfMemory: there is no room for them.
         """
-        with _memory_named():
+        with memory_named():
             self._state = sampler.join(
                 self._model,
                 self._state,
@@ -201,7 +208,7 @@ class SamplerBatch:
             self._watched -= captions.keys()
             return Outcome(captions=captions)
         canvas_rows = sum(self._state.slots.context.seen)
-        with _memory_named():
+        with memory_named():
             state, changes = sampler.step(self._model, self._state)
         self._state, captions = state.taken()
         report, before_BC = changes.report, changes.before.ids_BC
@@ -239,7 +246,7 @@ class SamplerBatch:
 
 
 @contextmanager
-def _memory_named() -> Iterator[None]:
+def memory_named() -> Iterator[None]:
     """Turn the device's and the processor's lack of memory into OutOfMemory."""
     try:
         yield
@@ -260,7 +267,13 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _dtype(name: str, device: torch.device) -> torch.dtype:
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The configured dtype; `auto` is what the device computes fast."""
     if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
+        if device.type != "cuda":
+            return torch.float32
+        # Older GPUs have no units for bfloat16.
+        return (
+            torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+        )
     return _DTYPES[name]

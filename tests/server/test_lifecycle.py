@@ -232,7 +232,8 @@ async def test_an_engine_that_dies_answers_everybody_and_turns_readiness_red() -
         assert answer.status_code == 503
         assert answer.json()["error"]["code"] == "engine_down"
         assert (await server.client.get("/health/ready")).status_code == 503
-        assert (await server.client.get("/health/live")).status_code == 200
+        live = await server.client.get("/health/live")
+        assert (live.status_code, live.json()["error"]["code"]) == (503, "engine_down")
         assert (await server.client.post("/caption", content=body())).status_code == 503
         assert b"rediff_engine_up 0.0" in server.service.metrics.text()
 

@@ -12,6 +12,7 @@ from PIL import Image
 from rediff_model.model import Captioner
 from rediff_model.sampling import sampler
 from rediff_model.sampling.params import SamplerSettings, SettingsError
+from server.engine import model_runner
 from server.engine.config import EngineConfig
 from server.engine.model_runner import SamplerBatch, SamplerRunner
 from server.engine.request import Job, OutOfMemory
@@ -240,3 +241,29 @@ def test_dtype_and_device_are_honoured(checkpoint: Path) -> None:
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="device cuda:1 is not available"):
             SamplerRunner.load(EngineConfig(str(checkpoint), device="cuda:1"))
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype"), [((7, 5), torch.float16), ((8, 0), torch.bfloat16)]
+)
+def test_a_gpu_without_units_for_bfloat16_gets_float16(
+    capability: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert model_runner.resolve_dtype("auto", torch.device("cuda", 1)) == dtype
+    assert model_runner.resolve_dtype("auto", torch.device("cpu")) == torch.float32
+    assert model_runner.resolve_dtype("bfloat16", torch.device("cuda", 1)) == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+        "Triton Error [CUDA]: out of memory",
+    ],
+)
+def test_libraries_that_find_no_memory_are_out_of_memory(message: str) -> None:
+    with pytest.raises(OutOfMemory), model_runner.memory_named():
+        raise RuntimeError(message)
+    with pytest.raises(RuntimeError, match=r"^device-side assert"), model_runner.memory_named():
+        raise RuntimeError("device-side assert")
