@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from rediff_model.config import LanguageConfig
+from rediff_model.config import LanguageConfig, TokenIds
 from rediff_model.language import LanguageModel
 from rediff_model.model import Captioner
 from rediff_model.sampling import reference
-from rediff_model.sampling.params import SamplerSettings, TokenIds
+from rediff_model.sampling.params import SamplerSettings
 from rediff_model.sampling.sampler import generate
 from training.stickers.atlas import Atlas
 from training.stickers.evaluate import scene_prompts

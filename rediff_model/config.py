@@ -13,12 +13,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, get_args
 
-from rediff_model.sampling.params import PRESETS, Preferences
-
 T = TypeVar("T")
 PrefixAttention = Literal["full", "prefix"]
 Tower = Literal["siglip", "efficientnet_lite0"]
 Aspect = Literal["square", "anyres_max"]
+Preset = Literal["rediff", "mask", "adaptive", "careful"]
+"""Names of sampler settings, see `rediff_model.sampling.params.PRESETS`."""
 
 
 MOST_LAYERS = 1000
@@ -118,6 +118,18 @@ class VisionConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class Preferences:
+    """How a checkpoint is best decoded, where a request leaves it open."""
+
+    block_lengths: tuple[int, ...] = ()
+    """Length of a block at 1, 2, … tokens a step; beyond the last, the whole canvas."""
+    extra_refine_steps: int = 0
+    """Of a canvas in one block."""
+    preset: str = "rediff"
+    """One of `Preset`."""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
     """A whole captioner: language model, tower, tiling and the ids that sampling needs."""
 
@@ -161,8 +173,8 @@ class ModelConfig:
             raise ConfigError(
                 f"extra_refine_steps must be 0 to canvas_length {self.canvas_length}, got {extra}"
             )
-        if (preset := self.preferences.preset) not in PRESETS:
-            raise ConfigError(f"preset must be one of {tuple(PRESETS)}, got {preset!r}")
+        if (preset := self.preferences.preset) not in get_args(Preset):
+            raise ConfigError(f"preset must be one of {get_args(Preset)}, got {preset!r}")
 
     @classmethod
     def from_json(cls, source: Path | Mapping[str, Any]) -> Self:
@@ -206,6 +218,21 @@ class ModelConfig:
             **preferences,
             "block_lengths": list(self.preferences.block_lengths),
         }
+
+
+@dataclass(frozen=True, slots=True)
+class TokenIds:
+    """The token ids that the sampler treats apart."""
+
+    mask: int
+    suppressed: tuple[int, ...]
+    """Never sampled."""
+    stop: int
+    """Ends a caption unless the settings name other stops."""
+
+    @classmethod
+    def from_config(cls, config: ModelConfig) -> Self:
+        return cls(config.mask_token_id, config.suppressed_token_ids, config.stop_token_id)
 
 
 _REQUIRED = (

@@ -16,8 +16,8 @@ from torch.overrides import TorchFunctionMode
 
 from rediff_model import checkpoint
 from rediff_model.chat_template import DEFAULT_QUESTION, TextCodec, TokenizerError, conversation
+from rediff_model.config import TokenIds
 from rediff_model.language import LanguageModel
-from rediff_model.sampling.params import TokenIds
 from rediff_model.vision.siglip import build_projector, build_tower
 from rediff_model.vision.tiling import Layout, cut_tiles, layout, merge
 

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from rediff_model.config import LanguageConfig
+from rediff_model.config import LanguageConfig, TokenIds
 from rediff_model.language import LanguageModel
-from rediff_model.sampling.params import Compat, SamplerSettings, TokenIds
+from rediff_model.sampling.params import Compat, SamplerSettings
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from rediff_model.config import VisionConfig
 from rediff_model.vision.efficientnet import FEATURE_CHANNELS, STRIDE, EfficientNetTower
 from training.config import SceneTraining
-from training.scenes.stage1 import SceneRun, prepare
+from training.scenes.new_model import SceneRun, prepare
 from training.scenes.stage1 import run as run_stage1
 from training.scenes.stage2 import SceneCorrection
 

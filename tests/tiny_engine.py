@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from rediff_model.config import LanguageConfig
+from rediff_model.config import LanguageConfig, TokenIds
 from rediff_model.language import LanguageModel
 from rediff_model.sampling import sampler
-from rediff_model.sampling.params import TokenIds
 from server.engine.model_runner import SamplerBatch
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from rediff_model.checkpoint import SHIPPED
-from rediff_model.sampling.params import Preset
+from rediff_model.config import Preset
 from training import plain_yaml
 from training.loss.official import Defect
 

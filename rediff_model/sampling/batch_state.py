@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from rediff_model.config import TokenIds
     from rediff_model.language import LanguageModel
     from rediff_model.runtime.prompt_cache import Context
-    from rediff_model.sampling.params import SamplerSettings, TokenIds
+    from rediff_model.sampling.params import SamplerSettings
 
 
 @dataclass(frozen=True, slots=True)

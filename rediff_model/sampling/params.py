@@ -9,44 +9,16 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from rediff_model.config import ModelConfig
+    from rediff_model.config import Preferences, TokenIds
 
 Remasking = Literal["low_confidence", "random"]
 Compat = Literal["default", "official"]
-Preset = Literal["rediff", "mask", "adaptive", "careful"]
 
 DEFAULT_TOKENS_PER_STEP = 4
 
 
 class SettingsError(ValueError):
     """A sampler setting that cannot be used; the message names the field and the value."""
-
-
-@dataclass(frozen=True, slots=True)
-class TokenIds:
-    """The token ids that the sampler treats apart."""
-
-    mask: int
-    suppressed: tuple[int, ...]
-    """Never sampled."""
-    stop: int
-    """Ends a caption unless the settings name other stops."""
-
-    @classmethod
-    def from_config(cls, config: ModelConfig) -> TokenIds:
-        return cls(config.mask_token_id, config.suppressed_token_ids, config.stop_token_id)
-
-
-@dataclass(frozen=True, slots=True)
-class Preferences:
-    """How a checkpoint is best decoded, where a request leaves it open."""
-
-    block_lengths: tuple[int, ...] = ()
-    """Length of a block at 1, 2, … tokens a step; beyond the last, the whole canvas."""
-    extra_refine_steps: int = 0
-    """Of a canvas in one block."""
-    preset: str = "rediff"
-    """One of `PRESETS`."""
 
 
 @dataclass(frozen=True, slots=True)

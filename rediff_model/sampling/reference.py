@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from rediff_model.config import TokenIds
     from rediff_model.language import LanguageModel
-    from rediff_model.sampling.params import SamplerSettings, TokenIds
+    from rediff_model.sampling.params import SamplerSettings
 
 PROMPT = -1
 """Stands for the id of a prompt row, which is known by its embedding only."""

@@ -16,12 +16,13 @@ import numpy as np
 import torch
 
 from kernels import ops
+from rediff_model.config import TokenIds
 from rediff_model.runtime.prompt_cache import Context
 from rediff_model.runtime.thread_pool import spread
 from rediff_model.sampling.batch_state import Slots, allocate
 from rediff_model.sampling.ledger import Ledger, Report, StepEvents
 from rediff_model.sampling.outputs import Generation, StepEvent
-from rediff_model.sampling.params import SamplerSettings, TokenIds
+from rediff_model.sampling.params import SamplerSettings
 from rediff_model.sampling.rng import CounterNoise, Noise
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from rediff_model.sampling.params import Preset, SamplerSettings, SettingsError
+from rediff_model.config import Preset
+from rediff_model.sampling.params import SamplerSettings, SettingsError
 from server.errors import BadBody, BadSetting
 
 if TYPE_CHECKING:

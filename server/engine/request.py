@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from rediff_model.config import Preferences
 from rediff_model.sampling.outputs import Generation, StepEvent
-from rediff_model.sampling.params import Preferences
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping

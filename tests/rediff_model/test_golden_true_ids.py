@@ -19,13 +19,13 @@ from generation_case import (
 )
 from goldens_dir import GOLDENS, exact_cases, read_json
 
-from rediff_model.config import ModelConfig
+from rediff_model.config import ModelConfig, TokenIds
 from rediff_model.runtime.attention import DenseAttend
 from rediff_model.sampling import reference, sampler
-from rediff_model.sampling.params import Compat, TokenIds
 
 if TYPE_CHECKING:
     from rediff_model.language import LanguageModel
+    from rediff_model.sampling.params import Compat
 
 META = read_json("true_ids/cases.json")
 ARRAYS = dict(np.load(GOLDENS / "true_ids" / META["arrays"]))

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from rediff_model.config import LanguageConfig, PrefixAttention
+from rediff_model.config import LanguageConfig, PrefixAttention, TokenIds
 from rediff_model.language import LanguageModel
 from rediff_model.sampling import reference
-from rediff_model.sampling.params import SamplerSettings, TokenIds
+from rediff_model.sampling.params import SamplerSettings
 from rediff_model.sampling.sampler import generate
 
 IDS = TokenIds(mask=95, suppressed=(94, 93), stop=92)

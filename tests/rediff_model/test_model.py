@@ -17,9 +17,8 @@ from torch import nn
 
 from rediff_model import model as model_module
 from rediff_model.chat_template import DEFAULT_QUESTION, TokenizerError
-from rediff_model.config import ConfigError, LanguageConfig, ModelConfig, VisionConfig
+from rediff_model.config import ConfigError, LanguageConfig, ModelConfig, TokenIds, VisionConfig
 from rediff_model.model import Captioner, CaptionModel
-from rediff_model.sampling.params import TokenIds
 from rediff_model.vision.tiling import layout
 from scripts.convert_efficientnet import tower_config
 

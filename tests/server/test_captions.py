@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from server_fakes import DEFAULT_CAPTION, Call, FakeRunner, png, running
 
-from rediff_model.sampling.params import Preferences
+from rediff_model.config import Preferences
 
 pytestmark = pytest.mark.anyio
 

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from training.scenes.new_model import SceneRun
     from training.scenes.objective import SceneBatch
-    from training.scenes.stage1 import SceneRun
 
 STOP = 5
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from rediff_model.sampling.params import Preferences, SamplerSettings
+from rediff_model.config import Preferences
+from rediff_model.sampling.params import SamplerSettings
 from rediff_model.sampling.sampler import generate
 from training.correction.records import Appender, Draft
 from training.data.conversation import IMAGE_TAG
@@ -27,10 +28,10 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+    from rediff_model.config import TokenIds
     from rediff_model.language import LanguageModel
     from rediff_model.model import Captioner
     from rediff_model.sampling.ledger import StepEvents
-    from rediff_model.sampling.params import TokenIds
     from training.data.images import ImageStore
     from training.data.problems import Report
     from training.data.row_files import RowSource

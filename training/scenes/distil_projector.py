@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from rediff_model.model import CaptionModel
     from training.scenes.features import SceneFeatures
-    from training.scenes.stage1 import SceneRun
+    from training.scenes.new_model import SceneRun
 
 READ_STEPS = 3000
 READ_PICTURES = 64

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from rediff_model.vision.efficientnet import EfficientNetTower
     from training.scenes.features import SceneFeatures
-    from training.scenes.stage1 import SceneRun
+    from training.scenes.new_model import SceneRun
     from training.stickers.atlas import Atlas
 
 PICTURES = 16

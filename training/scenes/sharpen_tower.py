@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from rediff_model.vision.efficientnet import EfficientNetTower
     from training.scenes.features import SceneFeatures
-    from training.scenes.stage1 import SceneRun
+    from training.scenes.new_model import SceneRun
 
 HEAD_STEPS = 300
 """Steps in which the throwaway heads learn to read the projector as it is, so that what they then

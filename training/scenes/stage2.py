@@ -13,7 +13,7 @@ import torch
 from pydantic import Field, model_validator
 
 from rediff_model.chat_template import DEFAULT_QUESTION
-from rediff_model.sampling.params import Preferences, TokenIds
+from rediff_model.config import Preferences, TokenIds
 from training.config import SceneTraining, Strict
 from training.correction.drafts import DraftSettings, Subject, write_drafts
 from training.correction.experts.build import ExpertShape, free_expert, scene_expert
@@ -29,6 +29,7 @@ from training.scenes import stage1
 from training.scenes.canvases import Mix
 from training.scenes.draft_canvases import CorrectionCanvases, StateCanvases, join
 from training.scenes.features import load_or_build
+from training.scenes.new_model import prepare
 from training.scenes.objective import SceneBatch, slot_accuracy
 from training.scenes.own_captions import OwnCaptions, OwnCaptionShape, caption_slots
 from training.scenes.stage1 import (
@@ -37,7 +38,6 @@ from training.scenes.stage1 import (
     mix_of,
     noised_canvases,
     optimizers,
-    prepare,
 )
 from training.stickers.grammar import compose
 from training.stickers.sample import sample_scene
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
     from training.correction.selection import Corrected
     from training.scenes.features import SceneFeatures
-    from training.scenes.stage1 import SceneRun
+    from training.scenes.new_model import SceneRun
     from training.stickers.graph import Scene
 
 logger = logging.getLogger(__name__)

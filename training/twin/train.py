@@ -17,7 +17,8 @@ from training.loop.state import take_over
 from training.loop.train import train
 from training.scenes.canvases import Mix
 from training.scenes.features import load_or_build
-from training.scenes.stage1 import align, loop_settings, optimizers, prepare
+from training.scenes.new_model import prepare
+from training.scenes.stage1 import align, loop_settings, optimizers
 from training.twin.model import save
 from training.twin.objective import TwinObjective, next_token_accuracy
 
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 
     from training.config import Phase
     from training.scenes.features import SceneFeatures
+    from training.scenes.new_model import SceneRun
     from training.scenes.objective import SceneBatch
-    from training.scenes.stage1 import SceneRun
 
 logger = logging.getLogger(__name__)
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from varlen_case import run_packed
 
-from rediff_model.config import LanguageConfig, PrefixAttention
+from rediff_model.config import LanguageConfig, PrefixAttention, TokenIds
 from rediff_model.language import LanguageModel
 from rediff_model.runtime import padded, varlen
 from rediff_model.runtime.cpu_decoder import LeanDecoder
 from rediff_model.sampling import reference
-from rediff_model.sampling.params import SamplerSettings, TokenIds
+from rediff_model.sampling.params import SamplerSettings
 from rediff_model.sampling.sampler import generate, join, open_state, step
 
 if TYPE_CHECKING:

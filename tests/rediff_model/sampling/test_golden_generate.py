@@ -24,8 +24,9 @@ from generation_case import (
 from goldens_dir import GOLDENS, exact_cases, read_json
 from safetensors.torch import load_file
 
+from rediff_model.config import TokenIds
 from rediff_model.sampling import reference, sampler
-from rediff_model.sampling.params import Compat, SettingsError, TokenIds
+from rediff_model.sampling.params import Compat, SettingsError
 
 if TYPE_CHECKING:
     from rediff_model.language import LanguageModel

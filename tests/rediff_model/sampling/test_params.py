@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from rediff_model.config import ConfigError, ModelConfig
+from rediff_model.config import ConfigError, ModelConfig, Preferences, Preset, TokenIds
 from rediff_model.sampling.params import (
     PRESETS,
-    Preferences,
     SamplerSettings,
     SettingsError,
-    TokenIds,
 )
 
 
@@ -221,3 +219,7 @@ def test_a_configuration_s_block_lengths_must_divide_its_canvas() -> None:
     assert ModelConfig.from_json(config.to_json()) == config
     with pytest.raises(ConfigError, match="got 48"):
         ModelConfig(preferences=Preferences((8, 48)))
+
+
+def test_a_checkpoint_may_name_every_preset_and_no_other() -> None:
+    assert tuple(PRESETS) == get_args(Preset)

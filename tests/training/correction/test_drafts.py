@@ -13,10 +13,9 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from rediff_model.chat_template import TextCodec
-from rediff_model.config import LanguageConfig, ModelConfig
+from rediff_model.config import LanguageConfig, ModelConfig, Preferences, TokenIds
 from rediff_model.language import LanguageModel
 from rediff_model.model import Captioner, CaptionModel
-from rediff_model.sampling.params import Preferences, TokenIds
 from rediff_model.sampling.sampler import generate
 from scripts.convert_efficientnet import tower_config
 from training.correction.drafts import (

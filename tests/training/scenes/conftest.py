@@ -3,7 +3,7 @@
 import pytest
 from scene_runs import train_tiny
 
-from training.scenes.stage1 import SceneRun
+from training.scenes.new_model import SceneRun
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,8 @@ from training.scenes import add_classifier, distil_projector, finetune_tower
 from training.scenes.cell_labels import LOOKS, DenseBatch
 from training.scenes.features import SceneFeatures, as_map, load_or_build, load_or_build_maps
 from training.scenes.imagenet import IMAGENET, Classifier, Plates
-from training.scenes.stage1 import SceneRun, prepare, run
+from training.scenes.new_model import SceneRun, prepare
+from training.scenes.stage1 import run
 from training.stickers.atlas import Atlas
 
 if TYPE_CHECKING:

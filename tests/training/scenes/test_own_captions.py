@@ -31,7 +31,7 @@ from training.stickers.templates import SLOTS
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from training.scenes.stage1 import SceneRun
+    from training.scenes.new_model import SceneRun
 
 MASK, STOP, LENGTH = 4, 5, 40
 

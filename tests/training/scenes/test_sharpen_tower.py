@@ -15,7 +15,8 @@ from scene_samples import descend, tiny_training
 from training.scenes import sharpen_tower
 from training.scenes.cell_labels import DenseObjective
 from training.scenes.features import as_map, load_or_build, load_or_build_maps
-from training.scenes.stage1 import prepare, run
+from training.scenes.new_model import prepare
+from training.scenes.stage1 import run
 
 if TYPE_CHECKING:
     from torch import nn

@@ -11,17 +11,18 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rediff_model.checkpoint import SHIPPED
-from rediff_model.config import VisionConfig
+from rediff_model.config import Preferences, VisionConfig
 from rediff_model.model import Captioner
-from rediff_model.sampling.params import Preferences, SamplerSettings
+from rediff_model.sampling.params import SamplerSettings
 from rediff_model.sampling.sampler import generate
 from rediff_model.vision.efficientnet import FEATURE_CHANNELS, STRIDE, EfficientNetTower
 from training.config import SceneTraining, TrainConfigError
 from training.loop.check_same_config import claim
 from training.scenes.canvases import RELATION_SLOTS, Mix
 from training.scenes.features import load_or_build
+from training.scenes.new_model import SceneRun, prepare
 from training.scenes.objective import SceneBatch, slot_accuracy
-from training.scenes.stage1 import SceneRun, prepare, run
+from training.scenes.stage1 import run
 from training.whole_file import write_json
 
 

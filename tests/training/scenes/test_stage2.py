@@ -22,7 +22,7 @@ from training.loop.check_same_config import claim
 from training.scenes.canvases import CLEAN, END_SLOT, MASKED, PAIR, REPLACED, Canvases, Mix
 from training.scenes.draft_canvases import CorrectionCanvases, StateCanvases, join
 from training.scenes.features import load_or_build
-from training.scenes.stage1 import SceneRun, prepare
+from training.scenes.new_model import SceneRun, prepare
 from training.scenes.stage2 import FREE, collect, run
 from training.stickers.grammar import compose
 from training.stickers.sample import sample_scene
