@@ -128,12 +128,9 @@ class SamplerRunner:
 
     def prepare(self, image: Image.Image, question: str | None) -> Prepared:
         """The embedded prompt of a picture and a question."""
-        key = content_key(image)
-        features_LD = self._features.get(key)
-        cached = features_LD is not None
-        if features_LD is None:
-            features_LD = self._captioner.image_features([image])[0]
-            self._features.put(key, features_LD)
+        features_LD, cached = self._features.get_or_make(
+            content_key(image), lambda: self._captioner.image_features([image])[0]
+        )
         prompt_PD = self._captioner.prompt(features_LD, question or DEFAULT_QUESTION)
         return Prepared(prompt_PD, len(features_LD), len(prompt_PD), cached=cached)
 

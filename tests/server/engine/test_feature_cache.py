@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
 import torch
 from PIL import Image
 
@@ -48,3 +52,38 @@ def test_palettes_tell_pictures_apart() -> None:
     one.putpalette([0, 0, 0])
     two.putpalette([255, 0, 0])
     assert content_key(one) != content_key(two)
+
+
+def test_the_same_picture_twice_at_once_is_encoded_once() -> None:
+    cache = FeatureCache(1000)
+    begun, go_on = threading.Event(), threading.Event()
+    made: list[int] = []
+
+    def make(fails: bool) -> torch.Tensor:
+        made.append(1)
+        begun.set()
+        assert go_on.wait(10)
+        if fails:
+            raise OSError("broken")
+        return torch.ones(2, 2)
+
+    for fails in (False, True):
+        begun.clear()
+        go_on.clear()
+        made.clear()
+        key = b"fails" if fails else b"works"
+        with ThreadPoolExecutor(3) as threads:
+            first = threads.submit(cache.get_or_make, key, partial(make, fails))
+            assert begun.wait(10)
+            others = [
+                threads.submit(cache.get_or_make, key, lambda: make(fails=False)) for _ in range(2)
+            ]
+            go_on.set()
+            answers = [one.result(10) for one in others]
+        assert all(features.sum() == 4 for features, _ in answers)
+        if fails:
+            assert isinstance(first.exception(), OSError)
+        else:
+            assert first.result()[1] is False
+            assert [cached for _, cached in answers] == [True, True]
+            assert len(made) == 1
