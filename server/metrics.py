@@ -2,20 +2,75 @@
 
 from __future__ import annotations
 
-from typing import Final
+import platform
+import time
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
+
+from server import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from prometheus_client.metrics_core import Metric
 
 _SECONDS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _STEP_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 _COUNTS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+_IMPORTED: Final = time.time()
+
+
+class _Registry(CollectorRegistry):
+    """A registry without the `_created` time series that prometheus_client adds to counters."""
+
+    def collect(self) -> Iterable[Metric]:
+        for metric in super().collect():
+            metric.samples = [s for s in metric.samples if not s.name.endswith("_created")]
+            yield metric
+
+
+class _Process(ProcessCollector):
+    """CPU, memory, files and start time of the process; CPU and start time without /proc too."""
+
+    def collect(self) -> Iterable[Metric]:
+        found = list(super().collect())
+        names = {metric.name for metric in found}
+        if "process_cpu_seconds" not in names:
+            text = "Total user and system CPU time spent in seconds."
+            found.append(CounterMetricFamily("process_cpu_seconds", text, time.process_time()))
+        if "process_start_time_seconds" not in names:
+            text = "Start time of the process since unix epoch in seconds."
+            found.append(GaugeMetricFamily("process_start_time_seconds", text, _IMPORTED))
+        return found
 
 
 class Metrics:
     """Every metric as an attribute. Passed to whoever counts; there is no global one."""
 
     def __init__(self) -> None:
-        registry = self.registry = CollectorRegistry()
+        registry = self.registry = _Registry()
+        _Process(registry=registry)
+        Info(
+            "rediff_build", "Versions of the server and of what it runs on.", registry=registry
+        ).info(
+            {
+                "version": __version__,
+                "python": platform.python_version(),
+                "torch": version("torch"),
+            }
+        )
         self.engine_up = Gauge(
             "rediff_engine_up", "1 while the engine takes work.", registry=registry
         )
