@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from server import __version__
 from server.api.auth import OPEN_PATHS, Keys
+from server.api.docs import docs_routes
 from server.api.errors import error_response, http_error_response
 from server.api.middleware import BodyLimits, Envelope
 from server.api.openai import openai_routes
@@ -50,6 +51,7 @@ def create_app(
         version=__version__,
         description="Captions from a refining masked-diffusion model.",
         redirect_slashes=False,
+        docs_url=None,
         redoc_url=None,
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
@@ -60,7 +62,7 @@ def create_app(
     app.include_router(caption_routes(service, orders))
     app.include_router(openai_routes(service, orders))
     app.include_router(operation_routes(service))
-    app.routes.extend(playground_routes())
+    app.routes.extend((*playground_routes(), *docs_routes()))
     app.add_middleware(
         BodyLimits,
         max_bytes=settings.max_body_bytes,
@@ -68,11 +70,12 @@ def create_app(
         timeout=settings.body_timeout,
     )
     keys = (*settings.api_keys, *settings.file_keys())
+    open_paths = OPEN_PATHS | ({"/metrics"} if settings.metrics_public else set())
     if keys:
         app.add_middleware(
             Keys,
             keys=keys,
-            open_paths=OPEN_PATHS | ({"/metrics"} if settings.metrics_public else set()),
+            open_paths=open_paths,
             on_refusal=lambda reason: service.metrics.rejections.labels(reason=reason).inc(),
         )
     if settings.cors_origins:
@@ -85,7 +88,7 @@ def create_app(
         )
     app.add_middleware(Envelope, trace=trace)
     _add_error_handlers(app)
-    complete(app, keyed=bool(keys))
+    complete(app, open_paths if keys else None)
     return app
 
 

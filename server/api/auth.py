@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-OPEN_PATHS: Final = frozenset({"/", "/health", "/health/live", "/health/ready"})
-"""What load balancers ask for, and the page that asks for a key."""
-OPEN_PREFIX: Final = "/web/"
-"""The page's own files."""
+OPEN_PATHS: Final = frozenset({"/", "/docs", "/health", "/health/live", "/health/ready"})
+"""What load balancers ask for, and the pages that ask for a key."""
+OPEN_PREFIXES: Final = ("/web/", "/docs/")
+"""The pages' own files."""
 
 
 class Unauthorized(ServeError):
@@ -52,7 +52,9 @@ class Keys:
         # which the client chooses.
         path = scope.get("path", "")
         is_open = (
-            scope["type"] == "lifespan" or path in self._open_paths or path.startswith(OPEN_PREFIX)
+            scope["type"] == "lifespan"
+            or path in self._open_paths
+            or path.startswith(OPEN_PREFIXES)
         )
         # What starts and stops the application has no headers.
         given = "" if is_open else Headers(scope=scope).get("authorization", "")

@@ -25,12 +25,11 @@ GUARDED = (
     ("GET", "/v1/models/tiny"),
     ("GET", "/version"),
     ("GET", "/metrics"),
-    ("GET", "/docs"),
     ("GET", "/openapi.json"),
     ("GET", "/nothing"),
     ("OPTIONS", "/caption"),
 )
-OPEN = ("/", "/web/app.js", "/health", "/health/live", "/health/ready")
+OPEN = ("/", "/web/app.js", "/docs", "/docs/docs.js", "/health", "/health/live", "/health/ready")
 
 
 def bearer(key: str) -> dict[str, str]:
@@ -68,6 +67,10 @@ async def test_every_route_but_the_open_ones_is_guarded() -> None:
             for method in ("GET", "POST"):
                 answer = await server.client.request(method, path)
                 assert answer.status_code == 401, path
+        for path, operations in document["paths"].items():
+            for operation in operations.values():
+                assert operation["security"] == ([] if path in OPEN else [{"key": []}]), path
+                assert ("401" in operation["responses"]) == (path not in OPEN), path
         assert document["security"] == [{"key": []}]
         assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
 
@@ -141,7 +144,15 @@ async def test_a_host_header_cannot_make_a_route_look_open(host: str) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/health/../caption", "//caption", "/caption/", "/web/../caption", "/web/../version"],
+    [
+        "/health/../caption",
+        "//caption",
+        "/caption/",
+        "/web/../caption",
+        "/web/../version",
+        "/docs/../caption",
+        "/docs/../version",
+    ],
 )
 async def test_a_crooked_path_leads_nowhere_without_a_key(path: str) -> None:
     async with running(api_keys=KEYS) as server:
@@ -151,7 +162,16 @@ async def test_a_crooked_path_leads_nowhere_without_a_key(path: str) -> None:
         assert server.runner.batches == []
 
 
-@pytest.mark.parametrize("path", ["/web/../../settings.py", "/web/%2e%2e/app.py", "/web/"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/web/../../settings.py",
+        "/web/%2e%2e/app.py",
+        "/web/",
+        "/docs/../app.py",
+        "/docs/%2e%2e/app.py",
+    ],
+)
 async def test_the_files_of_the_page_are_no_way_to_others(path: str) -> None:
     async with running() as server:
         answer = await server.client.get(path)
