@@ -19,9 +19,8 @@ from training.conversations.trainable import choose_trained, optimizer_of, rando
 from training.data.chat_format import Renderer
 from training.data.problems import Report
 from training.data.sample import Specials
-from training.loop.check_same_config import claim
-from training.loop.exclusive_run import alone
 from training.loop.metrics import mean_parts
+from training.loop.run_folder import alone, claim
 from training.loop.state import processes
 from training.loop.train import LoopSettings, train
 from training.loss.masked_diffusion import Objective

@@ -23,8 +23,7 @@ from training.correction.verdicts import correct
 from training.data.mixture import Source
 from training.data.problems import Report, listed
 from training.data.row_files import RowFile
-from training.loop.check_same_config import claim
-from training.loop.exclusive_run import alone
+from training.loop.run_folder import alone, claim
 from training.loop.state import processes, wait_for
 from training.whole_file import write_json
 

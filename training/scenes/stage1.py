@@ -10,9 +10,8 @@ import torch
 from torch import nn
 
 from rediff_model.checkpoint import save
-from training.loop.check_same_config import claim
-from training.loop.exclusive_run import alone
 from training.loop.muon import Muon
+from training.loop.run_folder import alone, claim
 from training.loop.state import processes, take_over
 from training.loop.train import LoopSettings, train
 from training.scenes import cell_labels

@@ -21,8 +21,7 @@ from training.correction.records import read_drafts
 from training.correction.selection import filter_corrections, read_corrected
 from training.correction.verdicts import correct
 from training.data.problems import listed
-from training.loop.check_same_config import claim
-from training.loop.exclusive_run import alone
+from training.loop.run_folder import alone, claim
 from training.loop.state import processes, wait_for
 from training.loop.train import train
 from training.scenes import stage1

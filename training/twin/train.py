@@ -12,7 +12,7 @@ from pydantic import model_validator
 
 from rediff_model.chat_template import DEFAULT_QUESTION, TextCodec, conversation
 from training.config import SceneTraining
-from training.loop.exclusive_run import alone
+from training.loop.run_folder import alone
 from training.loop.state import take_over
 from training.loop.train import train
 from training.scenes.canvases import Mix

@@ -24,7 +24,7 @@ from training.conversations.config import DialogueTraining
 from training.conversations.objective import DialogueObjective
 from training.conversations.trainable import random_ids
 from training.data.problems import Report
-from training.loop.check_same_config import claim
+from training.loop.run_folder import claim
 from training.loss.masked_diffusion import noise
 
 

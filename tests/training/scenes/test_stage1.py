@@ -17,7 +17,7 @@ from rediff_model.sampling.params import SamplerSettings
 from rediff_model.sampling.sampler import generate
 from rediff_model.vision.efficientnet import FEATURE_CHANNELS, STRIDE, EfficientNetTower
 from training.config import SceneTraining, TrainConfigError
-from training.loop.check_same_config import claim
+from training.loop.run_folder import claim
 from training.scenes.canvases import RELATION_SLOTS, Mix
 from training.scenes.features import load_or_build
 from training.scenes.new_model import SceneRun, prepare

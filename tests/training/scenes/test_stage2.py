@@ -18,7 +18,7 @@ from training.correction.experts.oracle import OracleExpert
 from training.correction.experts.protocol import ExpertError, Unanswered
 from training.correction.records import Draft, Verdict, read_drafts, write_records
 from training.correction.selection import Corrected, read_corrected
-from training.loop.check_same_config import claim
+from training.loop.run_folder import claim
 from training.scenes.canvases import CLEAN, END_SLOT, MASKED, PAIR, REPLACED, Canvases, Mix
 from training.scenes.draft_canvases import CorrectionCanvases, StateCanvases, join
 from training.scenes.features import load_or_build

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from training.config import TrainConfigError
-from training.loop.exclusive_run import alone, hold
+from training.loop.run_folder import alone, hold
 
 HOLDER = """
 import sys
 from pathlib import Path
-from training.loop.exclusive_run import hold
+from training.loop.run_folder import hold
 with hold(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
