@@ -67,8 +67,9 @@ EXPOSE 8000
 USER 10001
 WORKDIR /home/rediff
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=10s --timeout=3s --start-period=120s --retries=3 \
-  CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen('http://127.0.0.1:' + os.environ['REDIFF_PORT'] + '/health/ready', timeout=2)"]
+# Readiness, without proxies. Until it first succeeds a model may take two hours to download.
+HEALTHCHECK --interval=10s --timeout=3s --start-period=2h --retries=3 \
+  CMD ["python", "-c", "import os, urllib.request as u; u.build_opener(u.ProxyHandler({})).open('http://127.0.0.1:' + os.environ['REDIFF_PORT'] + '/health/ready', timeout=2)"]
 ENTRYPOINT ["rediff"]
 CMD ["serve"]
 

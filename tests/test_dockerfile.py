@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from server_wire import serving
 
 from scripts.dockerfile import Stage, expand, parse
 
@@ -38,6 +44,31 @@ def test_the_last_layer_serves_as_somebody_and_builds_nothing(
     runs = " ".join(step.value for step in steps if step.name == "RUN")
     assert "useradd" in runs
     assert not {"pip", "apt-get", "gcc"} & set(shlex.split(runs))
+
+
+@pytest.mark.parametrize("target", ["cpu", "cuda"])
+def test_the_health_check_asks_without_a_proxy(stages: dict[str, Stage], target: str) -> None:
+    steps = [step for stage in chain(stages, target) for step in stage.steps]
+    (check,) = [step.value for step in steps if step.name == "HEALTHCHECK"]
+    assert "--start-period=2h" in check
+    _, *arguments = json.loads(check[check.index("[") :])
+    proxies = dict.fromkeys(("http_proxy", "HTTP_PROXY", "ALL_PROXY"), "http://127.0.0.1:9")
+    environment = {k: v for k, v in os.environ.items() if k.lower() != "no_proxy"} | proxies
+    with serving() as address:
+        port = {"REDIFF_PORT": address.rpartition(":")[2]}
+        subprocess.run([sys.executable, *arguments], env=environment | port, check=True)
+    done = subprocess.run(
+        [sys.executable, *arguments], env=environment | port, check=False, capture_output=True
+    )
+    assert done.returncode != 0
+
+
+def test_compose_passes_keys_model_and_token() -> None:
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+    service = compose["services"]["rediff"]
+    assert service["build"]["target"] == "cpu"
+    passed = {name for name, value in service["environment"].items() if value is None}
+    assert passed == {"REDIFF_API_KEYS", "REDIFF_MODEL", "REDIFF_REVISION", "HF_TOKEN"}
 
 
 def test_what_is_copied_is_there(stages: dict[str, Stage]) -> None:
