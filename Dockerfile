@@ -3,7 +3,6 @@
 #   docker build --target cpu  -t rediff-serve:cpu --build-arg TORCH_CPU_INDEX=... .
 #   docker build --target cuda -t rediff-serve:cuda .
 # The embedded checkpoint is inside; others are downloaded into the volume /models.
-# Where no engine builds images, scripts/replay_dockerfile.py runs the same steps and tries them.
 
 ARG PYTHON=3.12
 

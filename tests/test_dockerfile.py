@@ -1,4 +1,4 @@
-"""The Dockerfile's stages, as `scripts.replay_dockerfile` reads them, and what they promise."""
+"""The steps of the Dockerfile, and what its last stages hold."""
 
 from __future__ import annotations
 
@@ -7,21 +7,51 @@ import os
 import shlex
 import subprocess
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import yaml
 from server_wire import serving
 
-from scripts.dockerfile import Stage, expand, parse
-
 ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """An instruction, such as RUN, and its value."""
+
+    name: str
+    value: str
+
+
+@dataclass(slots=True)
+class Stage:
+    """FROM to the next FROM."""
+
+    image: str
+    name: str
+    steps: list[Step] = field(default_factory=list)
+
+
+def parse(text: str) -> list[Stage]:
+    """The stages with their instructions; continued lines are joined."""
+    stages: list[Stage] = []
+    lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
+    for line in "\n".join(lines).replace("\\\n", " ").splitlines():
+        name, _, value = line.strip().partition(" ")
+        if name == "FROM":
+            image, _, stage = value.split()
+            stages.append(Stage(image, stage))
+        elif name and stages:
+            stages[-1].steps.append(Step(name, value.strip()))
+    return stages
 
 
 @pytest.fixture(scope="module")
 def stages() -> dict[str, Stage]:
     text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
-    return {stage.name: stage for stage in parse(text, {})}
+    return {stage.name: stage for stage in parse(text)}
 
 
 def chain(stages: dict[str, Stage], name: str) -> list[Stage]:
@@ -82,16 +112,3 @@ def test_what_is_copied_is_there(stages: dict[str, Stage]) -> None:
             assert list(stages).index(origin[0]) < list(stages).index(stage.name)
         else:
             assert all((ROOT / source).exists() for source in sources), step
-
-
-def test_lines_are_joined_and_comments_and_arguments_are_not_steps() -> None:
-    text = (
-        "ARG V=1\nFROM a:${V} AS x\n# no step\nRUN one \\\n# nor this\n && two\n\nFROM x\nCMD []\n"
-    )
-    first, second = parse(text, {})
-    assert (first.image, first.name, second.image, second.name) == ("a:1", "x", "x", "x")
-    assert [(step.name, step.value.split()) for step in first.steps] == [
-        ("RUN", ["one", "&&", "two"])
-    ]
-    assert parse(text, {"V": "2"})[0].image == "a:2"
-    assert expand("$A-${A}-$B", {"A": "1"}) == "1-1-"
