@@ -6,9 +6,9 @@ import os
 import platform
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rediff_model.machine import available_memory, total_memory, usable_processors
 from server import __version__
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def examine(config: EngineConfig) -> Iterator[Finding]:
             yield Finding(name, "not installed", ok=False)
     clash = foreign_kernels()
     yield Finding("package kernels", clash or "ours alone", ok=clash is None)
-    yield Finding("processors", f"{_processors()} usable of {os.cpu_count()}")
+    yield Finding("processors", f"{usable_processors()} usable of {os.cpu_count()}")
     for what, found in (
         ("device", _device),
         ("kernels in use", _backend),
@@ -70,10 +70,6 @@ def _found(what: str, find: Callable[[EngineConfig], str], config: EngineConfig)
     # Its work is to report what is broken, whatever that is.
     except Exception as error:
         return Finding(what, " ".join(str(error).split()) or type(error).__name__, ok=False)
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _device(config: EngineConfig) -> str:
@@ -103,14 +99,11 @@ def _memory(config: EngineConfig) -> str:
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB on {device}"
-    page = os.sysconf("SC_PAGE_SIZE")
-    free, total = (os.sysconf(name) * page for name in ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES"))
-    # Linux counts file caches as used; it says elsewhere what could be had.
-    table = Path("/proc/meminfo")
-    if table.exists():
-        fields = dict(line.split(":") for line in table.read_text("ascii").splitlines())
-        free = int(fields["MemAvailable"].split()[0]) * 1024
-    return f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB"
+    available, installed = (
+        "unknown" if size is None else f"{size / 2**30:.1f}"
+        for size in (available_memory(), total_memory())
+    )
+    return f"{available} of {installed} GiB"
 
 
 def _checkpoint(config: EngineConfig) -> str:

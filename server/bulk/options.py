@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from rediff_model.machine import usable_processors
 from server.bulk.inputs import Inputs, Naming, is_data_set
 from server.bulk.item import BulkError, Wording
 from server.bulk.tables import TableFormat
@@ -20,7 +21,7 @@ Format = Literal["txt", "webdataset", TableFormat]
 
 def _workers() -> int:
     """One processor is left to the engine's thread."""
-    return max(1, min(8, len(os.sched_getaffinity(0)) - 1))
+    return max(1, min(8, usable_processors() - 1))
 
 
 class BulkOptions(BaseModel):

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from rediff_model.machine import available_memory
+
 if TYPE_CHECKING:
     from rediff_model.config import LanguageConfig
 
@@ -30,23 +32,9 @@ def free_bytes(device: torch.device) -> int | None:
         free, _ = torch.cuda.mem_get_info(device)
         return int(SHARE * free)
     limits = [
-        limit
-        for limit in (_available(Path("/proc/meminfo")), _left(Path("/sys/fs/cgroup")))
-        if limit is not None
+        limit for limit in (available_memory(), _left(Path("/sys/fs/cgroup"))) if limit is not None
     ]
     return int(SHARE * min(limits)) if limits else None
-
-
-def _available(meminfo: Path) -> int | None:
-    """Bytes that the machine can give without swapping."""
-    try:
-        lines = meminfo.read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        if line.startswith("MemAvailable:"):
-            return 1024 * int(line.split()[1])
-    return None
 
 
 def _left(group: Path) -> int | None:
