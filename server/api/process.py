@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 _UNREAD_SECONDS: Final = 60
 """After which a connection is cut whose peer takes nothing of what was sent."""
+_KEEP_ALIVE: Final = 75
+"""Seconds that an idle connection stays open: longer than proxies keep theirs, mostly 60."""
 _LAST_WORDS: Final = 5
 """Seconds for answers that are still being written after everything has ended."""
 
@@ -113,6 +115,7 @@ async def _serve(settings: Settings, load: Callable[[], Runner], listener: socke
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=_LAST_WORDS,
+        timeout_keep_alive=_KEEP_ALIVE,
     )
     server = DrainingServer(config, service, settings.drain_timeout)
     host, port = listener.getsockname()[:2]

@@ -147,6 +147,13 @@ class BulkOptions(BaseModel):
             return
         if self.format != "txt" and self.out is None:
             raise BulkError(f"--format {self.format} needs --out")
+        if self.output_format is None and self.out is not None and self.out.suffix:
+            known = get_args(TableFormat)
+            if self.format not in known and not self.out.exists():
+                raise BulkError(
+                    f"--out {self.out}: a file ends in {', '.join(f'.{one}' for one in known)}; "
+                    "for a folder of that name give --format txt or --format webdataset"
+                )
         if self.doubtful is not None and self.min_confidence is None:
             raise BulkError("--doubtful needs --min-confidence")
         self._check_apart()

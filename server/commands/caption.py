@@ -202,7 +202,7 @@ def caption(
         options = BulkOptions.read(given)
         order = Order.read(settings, given, _question(prompt, prompt_file))
         if options.writes or options.base_url is not None:
-            key = os.environ.get("REDIFF_API_KEY")
+            key = _key()
             status = run(
                 options, settings, order, lambda: load_runner(settings), key, as_json=as_json
             )
@@ -213,6 +213,14 @@ def caption(
     raise typer.Exit(status)
 
 
+def _key() -> str | None:
+    """The key of `REDIFF_API_KEY`, without white space around it; None if there is none."""
+    key = os.environ.get("REDIFF_API_KEY", "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise CommandError("REDIFF_API_KEY holds characters that no key has, such as curly quotes")
+    return key or None
+
+
 def _question(prompt: str | None, prompt_file: Path | None) -> str | None:
     """The question of the two options that give one."""
     if prompt_file is None:
@@ -220,7 +228,7 @@ def _question(prompt: str | None, prompt_file: Path | None) -> str | None:
     if prompt is not None:
         raise CommandError("--prompt and --prompt-file are the same: give one")
     try:
-        return prompt_file.read_text(encoding="utf-8").strip()
+        return prompt_file.read_text(encoding="utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise CommandError(f"--prompt-file {prompt_file}: {reason}") from None

@@ -6,6 +6,7 @@ import tarfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from rediff_model.files import tar
 from training.data.problems import Problem
 
 if TYPE_CHECKING:
@@ -42,16 +43,9 @@ def members(shards: Iterable[Path], report: Report) -> Iterator[Member]:
     """
     for path in shards:
         try:
-            with tarfile.open(path, "r:") as archive:
-                for entry in archive:
-                    if entry.isfile():
-                        yield Member(path, entry.name, entry.offset_data, entry.size)
-                end = archive.offset
-            # tarfile takes a file that is cut within a header for a whole one.
-            with path.open("rb") as file:
-                file.seek(end)
-                if len(file.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:
-                    report.add(Problem("malformed", str(path), "no end mark: it may be cut off"))
+            for entry in tar.members(path):
+                if entry.isfile():
+                    yield Member(path, entry.name, entry.offset_data, entry.size)
         except (OSError, tarfile.TarError) as error:
             report.add(Problem("malformed", str(path), f"not a whole, plain tar file: {error}"))
 

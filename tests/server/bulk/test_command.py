@@ -12,8 +12,11 @@ from server_fakes import DEFAULT_CAPTION, FakeRunner, png
 from server_wire import serving
 
 from server import cli
+from server.bulk.item import BulkError
+from server.bulk.options import BulkOptions
 from server.bulk.tables import journal_of
 from server.commands import caption
+from server.commands.options import CommandError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -257,3 +260,26 @@ def test_a_server_does_the_same_work(
         assert command(folder / "a.png", *server) == (0, TEXT, "")
     assert command.loads == 0
     assert (folder / "a.txt").read_text() == TEXT
+
+
+def test_a_file_of_an_unknown_kind_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BulkError, match=r"captions\.xlsx: a file ends in .*\.csv"):
+        BulkOptions.read({"files": [tmp_path], "out": tmp_path / "captions.xlsx"})
+
+
+@pytest.mark.parametrize(("given", "key"), [("sk-1\n", "sk-1"), (" \t", None), ("", None)])
+def test_white_space_around_a_key_is_dropped(
+    monkeypatch: pytest.MonkeyPatch, given: str, key: str | None
+) -> None:
+    monkeypatch.setenv("REDIFF_API_KEY", given)
+    assert caption._key() == key
+
+
+@pytest.mark.parametrize("given", ["\u201csk-1\u201d", "sk\n1", "schlüssel"])
+def test_a_key_that_no_header_can_hold_is_one_line_without_it(
+    monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    monkeypatch.setenv("REDIFF_API_KEY", given)
+    with pytest.raises(CommandError, match="REDIFF_API_KEY") as error:
+        caption._key()
+    assert given not in str(error.value)
