@@ -7,7 +7,7 @@ question which spells `<|mdm_mask|>` or `<|eot_id|>` is words, not control.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from tokenizers import Tokenizer
 
@@ -45,20 +45,61 @@ IMAGE = Piece("<image>", template=True)
 """Stands for the picture."""
 
 
-def conversation(turns: Sequence[str], *, image: bool = True) -> tuple[Piece, ...]:
-    """The prompt of a conversation: the user's and the assistant's texts in turn.
+class Turn(NamedTuple):
+    """One message of a conversation."""
 
-    White space around a text is dropped. The picture stands before the first text, on a line of
-    its own.
+    role: Literal["system", "user", "assistant"]
+    text: str
+    """All of it, or what stands before the picture."""
+    after: str | None = None
+    """Text after the picture; None: the picture is not in this turn."""
+
+
+Question = str | tuple[Turn, ...]
+"""A text that follows the picture on a line of its own, or a whole conversation."""
+
+
+def turn_with_picture(before: str, after: str) -> Turn:
+    """A user's turn with the picture between two texts, on a line of its own unless a text has
+    white space there."""
+    if before and not before[-1].isspace():
+        before += "\n"
+    if after and not after[0].isspace():
+        after = f"\n{after}"
+    return Turn("user", before, after)
+
+
+def asked(question: Question) -> tuple[Turn, ...]:
+    """The turns of a question about a picture."""
+    return (Turn("user", "", f"\n{question}"),) if isinstance(question, str) else question
+
+
+def conversation(turns: Sequence[Turn | str], *, image: bool = True) -> tuple[Piece, ...]:
+    """Render turns with the chat template, ending with the assistant's header.
+
+    The first turn may be the system's; without one `SYSTEM` is put first. White space around a
+    turn is dropped. Bare texts are the user's and the assistant's in turn, with the picture, if
+    `image`, on a line before the first.
     """
+    fixed = START_OF_TEXT
+    if not turns or isinstance(turns[0], str) or turns[0].role != "system":
+        fixed += f"{_header('system')}\n\n{SYSTEM}{END_OF_TURN}"
     pieces = []
-    fixed = f"{START_OF_TEXT}{_header('system')}\n\n{SYSTEM}{END_OF_TURN}"
-    for number, text in enumerate(turns):
-        fixed += _header("assistant" if number % 2 else "user")
-        if image and number == 0:
-            pieces += [Piece(f"{fixed}\n\n", template=True), IMAGE, Piece(f"\n{text}".rstrip())]
+    for number, turn in enumerate(turns):
+        if isinstance(turn, str):
+            if image and number == 0:
+                turn = asked(turn)[0]
+            else:
+                turn = Turn("assistant" if number % 2 else "user", turn)
+        fixed += _header(turn.role)
+        if turn.after is None:
+            pieces += [Piece(fixed, template=True), Piece(f"\n\n{turn.text.strip()}")]
         else:
-            pieces += [Piece(fixed, template=True), Piece(f"\n\n{text.strip()}")]
+            if before := turn.text.lstrip():
+                pieces += [Piece(fixed, template=True), Piece(f"\n\n{before}")]
+            else:
+                pieces += [Piece(f"{fixed}\n\n", template=True)]
+            pieces += [IMAGE, Piece(turn.after.rstrip())]
         fixed = END_OF_TURN
     return (*pieces, Piece(f"{fixed}{_header('assistant')}\n\n", template=True))
 

@@ -17,7 +17,9 @@ from rediff_model.chat_template import (
     SYSTEM,
     TextCodec,
     TokenizerError,
+    Turn,
     conversation,
+    turn_with_picture,
 )
 from rediff_model.sampling.params import Compat
 
@@ -111,6 +113,66 @@ def test_the_template_is_that_of_the_model() -> None:
         "<|start_header_id|>user<|end_header_id|>\n\nReally?<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\n"
     )
+
+
+def rendered(*turns: Turn) -> str:
+    return "".join(piece.text for piece in conversation(turns))
+
+
+HEAD = f"<|startoftext|><|start_header_id|>system<|end_header_id|>\n\n{SYSTEM}<|eot_id|>"
+USER = "<|start_header_id|>user<|end_header_id|>\n\n"
+ASSISTANT = "<|start_header_id|>assistant<|end_header_id|>\n\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "text"),
+    [
+        ("Look: ", "\nWhat is it?", "Look: <image>\nWhat is it?"),
+        ("  Look:\t", "\n  What is it? \n", "Look:\t<image>\n  What is it?"),
+        (" \n", " \n", "<image>"),
+        ("", "What?", "<image>What?"),
+        ("What?\n", "", "What?\n<image>"),
+        ("<image>", "<image>", "<image><image><image>"),
+    ],
+)
+def test_the_picture_stands_where_its_turn_has_it(
+    before: str, after: str, text: str, codec: TextCodec, tokenizer: Tokenizer
+) -> None:
+    later = Turn("user", before, after)
+    turns = (Turn("user", " Hello "), Turn("assistant", "Hi.\n"), later)
+    start = f"{HEAD}{USER}Hello<|eot_id|>{ASSISTANT}Hi.<|eot_id|>{USER}"
+    assert rendered(*turns) == f"{start}{text}<|eot_id|>{ASSISTANT}"
+    # What is said of the picture in words is no picture: only the turn's own place is.
+    first, second = codec.encode_prompt(conversation(turns))
+    lead, tail = before.lstrip(), after.rstrip()
+    header = tokenizer.encode(start.removesuffix("\n\n"), add_special_tokens=False).ids
+    assert first == [*header, *codec.encode(f"\n\n{lead}")]
+    end = tokenizer.encode(f"<|eot_id|>{ASSISTANT}", add_special_tokens=False).ids
+    assert second == [*codec.encode(tail), *end]
+
+
+def test_a_system_turn_replaces_the_usual_one() -> None:
+    text = rendered(Turn("system", " Be brief.\n"), Turn("user", "Hm?"))
+    assert text == (
+        "<|startoftext|><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"
+        f"{USER}Hm?<|eot_id|>{ASSISTANT}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "text"),
+    [
+        ("", "What?", "<image>\nWhat?"),
+        ("What?", "", "What?\n<image>"),
+        ("Look: ", "\nWhat?", "Look: <image>\nWhat?"),
+        ("Look:", " What?", "Look:\n<image> What?"),
+        ("", "", "<image>"),
+    ],
+)
+def test_texts_beside_a_picture_stand_on_lines_of_their_own(
+    before: str, after: str, text: str
+) -> None:
+    assert f"{USER}{text}<|eot_id|>" in rendered(turn_with_picture(before, after))
 
 
 def test_an_empty_question_leaves_the_picture_alone_in_its_turn() -> None:

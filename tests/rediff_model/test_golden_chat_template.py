@@ -7,24 +7,28 @@ from goldens_dir import GOLDENS, read_json
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from rediff_model.chat_template import START_OF_TEXT, Piece, TextCodec, conversation
+from rediff_model.chat_template import IMAGE, START_OF_TEXT, Piece, TextCodec, Turn, conversation
 
 RECORDED = read_json("prompt/prompt.json")
-TAG = "<image>\n"
+TAG = "<image>"
 
 
 def toy_tokenizer() -> Tokenizer:
     return Tokenizer.from_file(str(GOLDENS / "data_pipeline" / "toy_tokenizer" / "tokenizer.json"))
 
 
+def recorded_turn(number: int, text: str) -> Turn:
+    before, tag, after = text.partition(TAG)
+    return Turn("assistant" if number % 2 else "user", before, after if tag else None)
+
+
 def recorded_prompt(case: dict[str, Any]) -> tuple[Piece, ...]:
-    image = case["turns"][0].startswith(TAG)
-    return conversation([turn.removeprefix(TAG) for turn in case["turns"]], image=image)
+    return conversation([recorded_turn(*one) for one in enumerate(case["turns"])])
 
 
 def with_placeholder(case: dict[str, Any], ids: tuple[list[int], list[int]]) -> list[int]:
     before, after = ids
-    image = case["turns"][0].startswith(TAG)
+    image = any(TAG in turn for turn in case["turns"])
     return [*before, RECORDED["image_placeholder_id"], *after] if image else before
 
 
@@ -35,7 +39,10 @@ def case(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 def test_golden_text(case: dict[str, Any]) -> None:
-    assert "".join(piece.text for piece in recorded_prompt(case)) == case["prompt"]
+    prompt = recorded_prompt(case)
+    assert "".join(piece.text for piece in prompt) == case["prompt"]
+    chunks = "".join("\0" if piece == IMAGE else piece.text for piece in prompt).split("\0")
+    assert chunks == case["chunks"]
 
 
 def test_golden_ids_of_training(case: dict[str, Any]) -> None:

@@ -160,13 +160,16 @@ class Renderer:
 
 
 def _as_served(text: str) -> str:
-    """The text as a prompt has it: the picture first, on a line of its own, no outer space."""
-    words = text.replace(IMAGE_TAG, "").strip()
-    return f"{IMAGE_TAG}\n{words}".rstrip() if IMAGE_TAG in text else words
+    """The text as a prompt has it: no outer white space, and a picture that is first on a line
+    of its own. Anywhere else the picture stays where it is."""
+    text = text.strip()
+    if not text.startswith(IMAGE_TAG):
+        return text
+    return f"{IMAGE_TAG}\n{text.removeprefix(IMAGE_TAG).strip()}".rstrip()
 
 
 def _tag_first(text: str) -> str:
     """Move a single picture tag to the front, on a line of its own, unless it is there."""
     if text.count(IMAGE_TAG) != 1 or text.startswith(IMAGE_TAG):
         return text
-    return f"{IMAGE_TAG}\n{text.replace(IMAGE_TAG, '').strip()}"
+    return f"{IMAGE_TAG}\n{text.replace(IMAGE_TAG, '').strip()}".rstrip()

@@ -27,16 +27,20 @@ SPECIAL_TOKENS = (BOS, END_OF_TEXT, MASK, START_HEADER, END_HEADER, END_OF_TURN)
 """Their ids are 0 to 5 in this order. End of text is also the padding."""
 
 CHAT_TEMPLATE = (
+    # Parts of a turn stand on lines of their own, unless there is white space between them.
     "{{ bos_token }}"
     "{% if messages[0]['role'] != 'system' %}"
     f"{{{{ '{START_HEADER}system{END_HEADER}\\n\\n{SYSTEM}{END_OF_TURN}' }}}}"
     "{% endif %}"
     "{% for message in messages %}"
     f"{{{{ '{START_HEADER}' + message['role'] + '{END_HEADER}\\n\\n' }}}}"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% if message['content'] is string %}{{ message['content'] | trim }}{% else %}"
+    "{% set turn = namespace(text='') %}"
     "{% for part in message['content'] %}"
-    "{% if part['type'] == 'text' %}{{ part['text'] }}{% else %}{{ '<image>\\n' }}{% endif %}"
-    "{% endfor %}{% endif %}"
+    "{% set piece = part['text'] if part['type'] == 'text' else '<image>' %}"
+    "{% set seam = turn.text[-1:].strip() and piece[:1].strip() %}"
+    "{% set turn.text = turn.text + ('\\n' if seam else '') + piece %}"
+    "{% endfor %}{{ turn.text | trim }}{% endif %}"
     f"{{{{ '{END_OF_TURN}' }}}}"
     "{% endfor %}"
     f"{{% if add_generation_prompt %}}{{{{ '{START_HEADER}assistant{END_HEADER}\\n\\n' }}}}"

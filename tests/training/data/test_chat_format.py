@@ -1,5 +1,6 @@
 """Rows, corrections, samples and batches as they are by default."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from rediff_model.chat_template import TextCodec, conversation
+from rediff_model.chat_template import TextCodec, conversation, turn_with_picture
 from training.data.chat_format import Renderer
 from training.data.collate import NOTHING_ID, Batch, collate, embed
 from training.data.conversation import Pair, Row, Turn, parse_row
@@ -57,13 +58,42 @@ def test_only_the_answer_and_its_end_are_trained() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["<image>\nWhat is it?", "What is it?\n<image>", "<image> What is it? ", "What <image>"]
+    ("text", "before", "after"),
+    [
+        ("<image>\nWhat is it?", "", "What is it?"),
+        (" <image> What is it? ", "", "What is it?"),
+        ("<image>", "", ""),
+        ("What is it?\n<image>", "What is it?", ""),
+        ("Look: <image>\nWhat is it?", "Look: ", "\nWhat is it?"),
+        ("\n Look: <image> and say. \n", "Look: ", " and say."),
+    ],
 )
-def test_the_prompt_is_the_one_that_is_served(text: str) -> None:
+def test_the_prompt_is_the_one_that_is_served(text: str, before: str, after: str) -> None:
     sample = RENDERER(Row("x:1", (Turn("user", text), Turn("assistant", "A dog.")), "cat.jpg"))
-    question = text.replace("<image>", "").strip()
-    before, after = TextCodec(TOKENIZER).encode_prompt(conversation([question]))
-    assert list(sample.ids[: sample.prompt_length]) == [*before, IMAGE_ID, *after]
+    prompt = conversation([turn_with_picture(before, after)])
+    first, second = TextCodec(TOKENIZER).encode_prompt(prompt)
+    assert list(sample.ids[: sample.prompt_length]) == [*first, IMAGE_ID, *second]
+
+
+@pytest.mark.parametrize(
+    ("text", "moved"),
+    [
+        ("Look: <image>\nWhat is it?", "<image>\nLook: \nWhat is it?"),
+        ("  padded  <image>\n", "<image>\npadded"),
+        (" <image>", "<image>"),
+        ("<image> padded \n", "<image> padded \n"),
+    ],
+)
+def test_the_official_code_moves_a_picture_to_the_front(text: str, moved: str) -> None:
+    def ids(question: str) -> tuple[int, ...]:
+        turns = (Turn("user", question), Turn("assistant", "A dog."))
+        return replace(RENDERER, compat="official")(Row("x:1", turns, "cat.jpg")).ids
+
+    assert ids(text) == ids(moved)
+    chunks = [encode(chunk) for chunk in moved.split("<image>")]
+    expected = [*encode("\n\n"), IMAGE_ID, *chunks[1], END]
+    at = ids(text).index(IMAGE_ID)
+    assert list(ids(text)[at - len(encode("\n\n")) :][: len(expected)]) == expected
 
 
 def test_the_prompt_of_a_second_question_is_the_one_that_is_served() -> None:

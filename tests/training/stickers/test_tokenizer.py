@@ -1,5 +1,6 @@
 """The embedded tokenizer: whole words for the grammar, pieces for names, official prompts."""
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,10 +11,19 @@ from hypothesis import strategies as st
 from scene_samples import NAMES, random_scene, sample_tokenizer
 from transformers import AutoTokenizer
 
-from rediff_model.chat_template import DEFAULT_QUESTION, SYSTEM
+from rediff_model.chat_template import (
+    DEFAULT_QUESTION,
+    SYSTEM,
+    TextCodec,
+    Turn,
+    conversation,
+    turn_with_picture,
+)
+from rediff_model.checkpoint import resolve
 from training.stickers.grammar import compose
 from training.stickers.templates import SLOTS, SURFACES
 from training.stickers.tokenizer import (
+    CHAT_TEMPLATE,
     END_OF_TEXT,
     SPECIAL_TOKENS,
     save,
@@ -102,13 +112,8 @@ def test_slots_mark_the_tokens_of_content_words(seed: int) -> None:
 
 
 def test_the_prompt_is_short() -> None:
-    prompt = PROMPTS[0]
-    assert SYSTEM in prompt["prompt"]
-    assert DEFAULT_QUESTION in prompt["prompt"]
-    tokenizer = sample_tokenizer()
-    chunks = [tokenizer.encode(chunk, add_special_tokens=False).ids for chunk in prompt["chunks"]]
-    assert len(chunks) == 2
-    assert sum(map(len, chunks)) <= 32
+    before, after = TextCodec(sample_tokenizer()).encode_prompt(conversation([DEFAULT_QUESTION]))
+    assert len(before) + len(after) <= 32
 
 
 def test_transformers_reads_it(loaded: Any) -> None:
@@ -133,13 +138,44 @@ def test_golden_prompt_is_what_the_chat_template_writes(
     assert written == prompt["prompt"]
 
 
-def test_chat_template_takes_parts_and_a_system_turn(loaded: Any) -> None:
-    parts = [{"type": "image"}, {"type": "text", "text": DEFAULT_QUESTION}]
+@pytest.mark.parametrize(
+    ("texts", "turn"),
+    [
+        ((None, DEFAULT_QUESTION), turn_with_picture("", DEFAULT_QUESTION)),
+        ((DEFAULT_QUESTION, None), turn_with_picture(DEFAULT_QUESTION, "")),
+        (("Look: ", None, "\nWhat is it?"), turn_with_picture("Look: ", "\nWhat is it?")),
+        (("  padded ", "\n", None, "\t"), turn_with_picture("padded \n", "")),
+        (("One.", "Two.", None), turn_with_picture("One.\nTwo.", "")),
+        ((" Two birds ",), Turn("user", "Two birds")),
+    ],
+)
+def test_chat_template_takes_parts(loaded: Any, texts: tuple[str | None, ...], turn: Turn) -> None:
+    parts = [{"type": "image"} if t is None else {"type": "text", "text": t} for t in texts]
     written = loaded.apply_chat_template(
         [{"role": "user", "content": parts}], tokenize=False, add_generation_prompt=True
     )
-    assert written == PROMPTS[0]["prompt"]
-    other = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hm?"}]
-    written = loaded.apply_chat_template(other, tokenize=False)
+    assert written == "".join(piece.text for piece in conversation([turn]))
+
+
+def test_chat_template_strips_and_takes_a_system_turn(loaded: Any) -> None:
+    other = [
+        {"role": "system", "content": "\nBe brief. "},
+        {"role": "user", "content": "  padded  \n"},
+        {"role": "assistant", "content": " Two birds "},
+        {"role": "user", "content": [{"type": "text", "text": " Hm?\t"}]},
+    ]
+    turns = [
+        Turn("system", "Be brief."),
+        Turn("user", "padded"),
+        Turn("assistant", "Two birds"),
+        Turn("user", "Hm?"),
+    ]
+    written = loaded.apply_chat_template(other, tokenize=False, add_generation_prompt=True)
+    assert written == "".join(piece.text for piece in conversation(turns))
     assert SYSTEM not in written
-    assert written.endswith("Hm?<|eot_id|>")
+
+
+@pytest.mark.parametrize("name", ["embedded", "embedded-384"])
+def test_checkpoints_of_the_package_have_this_template(name: str) -> None:
+    config = resolve(name) / "tokenizer_config.json"
+    assert json.loads(config.read_text(encoding="utf-8"))["chat_template"] == CHAT_TEMPLATE
