@@ -149,6 +149,8 @@ class ModelConfig:
     """Tokens of a caption by default."""
     preferences: Preferences = field(default_factory=Preferences)
     """Decoding by default; `preset`, `block_lengths` and `extra_refine_steps` in the file."""
+    taught_prompts: tuple[str, ...] = ()
+    """The only questions that the checkpoint was trained on; empty: it takes any text."""
 
     def __post_init__(self) -> None:
         for name, ids in (
@@ -175,6 +177,8 @@ class ModelConfig:
             )
         if (preset := self.preferences.preset) not in get_args(Preset):
             raise ConfigError(f"preset must be one of {get_args(Preset)}, got {preset!r}")
+        if not all(prompt.strip() for prompt in self.taught_prompts):
+            raise ConfigError("taught_prompts must not hold a blank text")
 
     @classmethod
     def from_json(cls, source: Path | Mapping[str, Any]) -> Self:
@@ -217,6 +221,7 @@ class ModelConfig:
             "suppressed_token_ids": list(self.suppressed_token_ids),
             **preferences,
             "block_lengths": list(self.preferences.block_lengths),
+            "taught_prompts": list(self.taught_prompts),
         }
 
 
@@ -298,7 +303,7 @@ def _build(kind: type[T], values: Mapping[str, Any], **parts: object) -> T:
     """Build a dataclass from the keys it knows, checking each value against its default's type."""
     known: dict[str, Any] = dict(parts)
     reference = kind()
-    for name in kind.__dataclass_fields__:  # type: ignore[attr-defined]
+    for name, described in kind.__dataclass_fields__.items():  # type: ignore[attr-defined]
         if name in parts or values.get(name) is None:
             continue
         value, default = values[name], getattr(reference, name)
@@ -308,7 +313,8 @@ def _build(kind: type[T], values: Mapping[str, Any], **parts: object) -> T:
             value = float(value)
         if type(value) is not type(default):
             raise ConfigError(f"{name} must be {type(default).__name__}, got {values[name]!r}")
-        if isinstance(value, tuple) and not all(type(item) is int for item in value):
-            raise ConfigError(f"{name} must hold integers, got {values[name]!r}")
+        item_type, items = (str, "texts") if "str" in described.type else (int, "integers")
+        if isinstance(value, tuple) and not all(type(item) is item_type for item in value):
+            raise ConfigError(f"{name} must hold {items}, got {values[name]!r}")
         known[name] = value
     return kind(**known)

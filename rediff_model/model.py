@@ -15,7 +15,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from rediff_model import checkpoint
-from rediff_model.chat_template import DEFAULT_QUESTION, TextCodec, TokenizerError, conversation
+from rediff_model.chat_template import (
+    DEFAULT_QUESTION,
+    TextCodec,
+    TokenizerError,
+    asked,
+    conversation,
+)
 from rediff_model.config import TokenIds
 from rediff_model.language import LanguageModel
 from rediff_model.vision.siglip import build_projector, build_tower
@@ -28,6 +34,7 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
+    from rediff_model.chat_template import Question
     from rediff_model.config import ModelConfig
     from rediff_model.sampling.params import Compat
     from rediff_model.vision.siglip import VisionTower
@@ -171,12 +178,16 @@ class Captioner:
     def prompt(
         self,
         features_LD: Tensor | None,
-        question: str = DEFAULT_QUESTION,
+        question: Question = DEFAULT_QUESTION,
         compat: Compat = "default",
     ) -> Tensor:
-        """Rows of the prompt, [P, D]: a question about a picture, or a bare question."""
-        turns = conversation([question], image=features_LD is not None)
-        before, after = self.codec.encode_prompt(turns, compat)
+        """Rows of the prompt, [P, D]: a question about a picture or a conversation with one; a bare
+        question without features."""
+        if features_LD is None and isinstance(question, str):
+            prompt = conversation([question], image=False)
+        else:
+            prompt = conversation(asked(question))
+        before, after = self.codec.encode_prompt(prompt, compat)
         return self.model.embed_prompt(before, features_LD, after)
 
     def encode(self, text: str) -> list[int]:

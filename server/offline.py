@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from pydantic import ValidationError
 
 from server.api.schemas import SamplingOptions
 from server.engine.request import Job
+from server.engine.taught import suited, text_of
 from server.errors import BadBody, ServeError
 from server.images.decode import ImageError, ImageLimits, decode_image
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from rediff_model.chat_template import Question
     from rediff_model.sampling.outputs import Generation
     from rediff_model.sampling.params import SamplerSettings
     from server.engine.request import Prepared, Runner
@@ -24,6 +26,16 @@ if TYPE_CHECKING:
 
 class CannotCaption(Exception):
     """The sampler's options or the model cannot be used; the message is one line."""
+
+
+class Fitted(NamedTuple):
+    """An order as a model takes it."""
+
+    settings: SamplerSettings
+    question: Question | None = None
+    """None is the default one."""
+    warnings: tuple[str, ...] = ()
+    """How it differs from what was asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +78,14 @@ class Order:
         question = prompt if prompt and prompt.strip() else None
         return cls(question, options, most, settings.max_canvas, settings.max_prompt_tokens)
 
-    def fit(self, runner: Runner) -> SamplerSettings:
-        """The sampler's settings for a model.
+    def fit(self, runner: Runner) -> Fitted:
+        """The order for a model.
 
         Raises:
             CannotCaption: they do not fit it, or the prompt has too many tokens.
         """
-        count = 0 if self.prompt is None else len(runner.encode(self.prompt))
+        question, warnings = suited(runner.info, self.prompt)
+        count = len(runner.encode(text_of(question)))
         if count > self.max_prompt_tokens:
             raise CannotCaption(f"prompt has {count} tokens, the limit is {self.max_prompt_tokens}")
         canvas = runner.info.canvas_length
@@ -83,7 +96,7 @@ class Order:
             settings = self.options.resolve(canvas, self.max_canvas, runner.info.preferences.preset)
         except ServeError as error:
             raise CannotCaption(str(error)) from None
-        return settings.preferring(runner.info.preferences)
+        return Fitted(settings.preferring(runner.info.preferences), question, warnings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +127,8 @@ class Captions:
     """Captions files in batches."""
 
     runner: Runner
-    sampling: SamplerSettings
+    fitted: Fitted
     limits: ImageLimits
-    prompt: str | None
     max_batch: int
 
     @classmethod
@@ -131,7 +143,7 @@ class Captions:
         except (ValueError, OSError) as error:
             raise CannotCaption(str(error)) from None
         limits = image_limits(settings)
-        return cls(runner, order.fit(runner), limits, order.prompt, settings.max_batch)
+        return cls(runner, order.fit(runner), limits, settings.max_batch)
 
     def of(self, paths: Sequence[Path]) -> Iterator[FileCaption]:
         """One result a file, in order; a file that cannot be read does not stop the others."""
@@ -160,7 +172,7 @@ class Captions:
             return error.message
         except OSError as error:
             return error.strerror or type(error).__name__
-        return self.runner.prepare(image, self.prompt)
+        return self.runner.prepare(image, self.fitted.question)
 
     def _run(self, prompts: list[Prepared]) -> list[Generation | None]:
         """Captions; None where the model gives numbers that are not finite."""
@@ -169,7 +181,7 @@ class Captions:
         batch = self.runner.open()
         batch.join(
             {
-                number: Job(prompt, self.sampling, lambda _: None)
+                number: Job(prompt, self.fitted.settings, lambda _: None)
                 for number, prompt in enumerate(prompts)
             }
         )

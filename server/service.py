@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from rediff_model.sampling.params import SettingsError
 from server.engine.engine import Engine
 from server.engine.request import Job, ModelInfo, Prepared
+from server.engine.taught import text_of
 from server.errors import (
     BadSetting,
     Draining,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
+    from rediff_model.chat_template import Question
     from rediff_model.sampling.params import SamplerSettings
     from server.engine.config import EngineConfig
     from server.engine.engine import State
@@ -47,8 +49,10 @@ class CaptionRequest:
     image: Callable[[], Image.Image]
     """Decodes the picture; called in a worker thread."""
     settings: SamplerSettings
-    prompt: str | None = None
+    prompt: Question | None = None
     """The question; None is the default one."""
+    warnings: tuple[str, ...] = ()
+    """How the request differs from what the client asked."""
     draft: str | None = None
     """A caption to revise."""
     wants_steps: bool = False
@@ -213,11 +217,10 @@ class Service:
 
     def _encoded(self, request: CaptionRequest, runner: Runner) -> CaptionRequest:
         """The request with its draft as ids, if its texts are not too long in tokens."""
-        if (prompt := request.prompt) is not None:
-            limit = self.config.max_prompt_tokens
-            # A character may be four tokens, and a prompt's cost grows with their square.
-            if (count := len(runner.encode(prompt))) > limit:
-                raise BadSetting(f"prompt has {count} tokens, the limit is {limit}", param="prompt")
+        limit = self.config.max_prompt_tokens
+        # A character may be four tokens, and a prompt's cost grows with their square.
+        if (count := len(runner.encode(text_of(request.prompt)))) > limit:
+            raise BadSetting(f"prompt has {count} tokens, the limit is {limit}", param="prompt")
         if request.draft is None:
             return request
         try:

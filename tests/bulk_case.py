@@ -113,6 +113,7 @@ def run_over(
         Doubt(min_confidence),
         lambda *failure: failures.append(failure),
         lambda tally, advanced: None,
+        lambda warning: None,
     )
     run.all(inputs)
     output.close()

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
+    from rediff_model.chat_template import Question
+
 INFO = ModelInfo(8, 0, 1, parameters=7, device="cpu", dtype="float32")
 
 
@@ -62,7 +64,7 @@ class CountingRunner:
         self.before_warm_up: Callable[[], None] = lambda: None
         self.opened: list[CountingBatch] = []
 
-    def prepare(self, image: Image.Image, question: str | None) -> Prepared:
+    def prepare(self, image: Image.Image, question: Question | None) -> Prepared:
         return Prepared("", image_tokens=0, prompt_tokens=4)
 
     def encode(self, text: str) -> tuple[int, ...]:

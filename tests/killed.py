@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
+    from rediff_model.chat_template import Question
     from server.engine.request import Batch, Job
 
 
@@ -35,7 +36,7 @@ LAST = 23
 class SlowRunner(CountingRunner):
     """Says how bright a picture is. Takes a moment for it, so that a kill finds work under way."""
 
-    def prepare(self, image: Image.Image, question: str | None) -> Prepared:
+    def prepare(self, image: Image.Image, question: Question | None) -> Prepared:
         time.sleep(0.005)
         shade = cast("tuple[int, int, int]", image.getpixel((0, 0)))[0]
         until = os.environ.get("HOLD_LAST_UNTIL")

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from fastapi import FastAPI
 
+    from rediff_model.chat_template import Question
+
 MASK, STOP = 0, 1
 DEFAULT_CAPTION = "two red apples on grass"
 CANVAS = 8
@@ -54,11 +56,15 @@ class FakeRunner:
         self.batches: list[int] = []
         """Jobs in each step so far."""
         self.pictures: list[Image.Image] = []
+        self.asked: list[Question | None] = []
         self.starts: list[list[str]] = []
         """The captions of those who joined at a step, in order."""
 
-    def prepare(self, image: Image.Image, question: str | None) -> Prepared:
+    def prepare(self, image: Image.Image, question: Question | None) -> Prepared:
         assert self.prepare_allowed.wait(10)
+        self.asked.append(question)
+        if isinstance(question, tuple):
+            question = (question[-1].text + (question[-1].after or "")).strip()
         if question == "boom prepare":
             raise RuntimeError("a secret path /root/secret")
         self.pictures.append(image)

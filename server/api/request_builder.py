@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from server.engine.taught import suited, text_of
 from server.errors import BadSetting
 from server.images.decode import decode_image
 from server.service import CaptionRequest
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
+    from rediff_model.chat_template import Question
     from server.api.schemas import SamplingOptions
     from server.images.decode import ImageLimits
     from server.images.fetch import Fetch
@@ -36,7 +38,7 @@ class Orders:
         sampling: SamplingOptions,
         *,
         prefix: str = "",
-        prompt: str | None = None,
+        prompt: Question | None = None,
         draft: str | None = None,
         wants_steps: bool = False,
         timeout: float | None = None,
@@ -49,8 +51,9 @@ class Orders:
             BadSetting: a value out of range or in conflict; `prefix` leads to sampling fields.
             NotReady: the model is not loaded, so that its canvas length is not known.
         """
-        config = self._service.config
-        for name, text in (("prompt", prompt), ("draft", draft)):
+        config, model = self._service.config, self._service.model
+        question, warnings = suited(model, prompt)
+        for name, text in (("prompt", text_of(question)), ("draft", draft)):
             if text is not None and len(text) > self._max_prompt_characters:
                 raise BadSetting(
                     f"{name} has {len(text)} characters, the limit is "
@@ -64,7 +67,6 @@ class Orders:
                 f"timeout_seconds must be above 0 and at most {config.max_request_timeout:g}",
                 param="timeout_seconds",
             )
-        model = self._service.model
         settings = sampling.resolve(
             model.canvas_length, config.max_canvas, model.preferences.preset, prefix
         )
@@ -74,5 +76,6 @@ class Orders:
         def image() -> Image.Image:
             return decode_image(picture(self._fetch), self._limits)
 
-        question = prompt if prompt and prompt.strip() else None
-        return CaptionRequest(image, settings, question, draft, wants_steps, priority, timeout)
+        return CaptionRequest(
+            image, settings, question, warnings, draft, wants_steps, priority, timeout
+        )

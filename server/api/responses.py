@@ -29,6 +29,7 @@ def caption_answer(
     *,
     with_tokens: bool,
     with_steps: bool = False,
+    warnings: Sequence[str] = (),
 ) -> CaptionAnswer:
     """The answer to `POST /caption`; with `with_tokens` also tokens and words, with `with_steps`
     also the step map."""
@@ -53,6 +54,7 @@ def caption_answer(
             generate=round(timing.generate, 6),
             total=round(timing.total, 6),
         ),
+        warnings=list(warnings) or None,
     )
     if with_steps:
         counts = zip(done.step_map, done.revision_counts, strict=True)
@@ -68,7 +70,7 @@ def caption_answer(
         ]
         confidences = done.confidences[: len(done.ids)]
         answer.words = words(texts, confidences)
-        answer.caption_confidence = round(geometric_mean(confidences), 6)
+        answer.caption_confidence = caption_confidence(answer.caption, confidences)
     return answer
 
 
@@ -101,13 +103,11 @@ def words(texts: Sequence[str], confidences: Sequence[float]) -> list[Word]:
     return found
 
 
-def geometric_mean(values: Sequence[float]) -> float:
-    """0 when a value is 0, 1 when there is none."""
-    if not values:
-        return 1.0
-    if min(values) <= 0:
+def caption_confidence(caption: str, confidences: Sequence[float]) -> float:
+    """Geometric mean of the tokens' confidences, rounded; 0 of a blank caption."""
+    if not caption.strip() or min(confidences) <= 0:
         return 0.0
-    return math.exp(sum(map(math.log, values)) / len(values))
+    return round(math.exp(sum(map(math.log, confidences)) / len(confidences)), 6)
 
 
 def step_answer(event: StepEvent, decode: Decode, mask_id: int, stop_id: int) -> dict[str, Any]:

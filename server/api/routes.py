@@ -60,12 +60,12 @@ def caption_routes(service: Service, orders: Orders) -> APIRouter:
         ticket = await unless_left(request, service.submit(order))
         record = request.state.record
         if stream:
-            return EventStream(lines(ticket, record, body), ticket)
+            return EventStream(lines(ticket, record, body, order.warnings), ticket)
         done = await unless_left(request, ticket.caption())
         record.add(done)
-        return JSONResponse(finished(done, body))
+        return JSONResponse(finished(done, body, order.warnings))
 
-    def finished(caption: Caption, body: CaptionBody) -> dict[str, Any]:
+    def finished(caption: Caption, body: CaptionBody, warnings: tuple[str, ...]) -> dict[str, Any]:
         identity = f"cap-{uuid.uuid4().hex}"
         answer = caption_answer(
             caption,
@@ -74,10 +74,13 @@ def caption_routes(service: Service, orders: Orders) -> APIRouter:
             service.decode,
             with_tokens=body.return_tokens,
             with_steps=body.return_steps,
+            warnings=warnings,
         )
         return answer.model_dump(exclude_none=True)
 
-    async def lines(ticket: Ticket, record: RequestRecord, body: CaptionBody) -> AsyncIterator[str]:
+    async def lines(
+        ticket: Ticket, record: RequestRecord, body: CaptionBody, warnings: tuple[str, ...]
+    ) -> AsyncIterator[str]:
         try:
             model = service.model
             async for event in events_of(ticket):
@@ -85,7 +88,7 @@ def caption_routes(service: Service, orders: Orders) -> APIRouter:
                     yield KEEP_ALIVE
                 elif isinstance(event, Caption):
                     record.add(event)
-                    yield sse(finished(event, body), "done")
+                    yield sse(finished(event, body, warnings), "done")
                 else:
                     step = step_answer(
                         event, service.decode, model.mask_token_id, model.stop_token_id
@@ -151,6 +154,7 @@ def operation_routes(service: Service) -> APIRouter:
                 "preset": model.preferences.preset,
                 "block_lengths": list(model.preferences.block_lengths),
                 "extra_refine_steps": model.preferences.extra_refine_steps,
+                "taught_prompts": list(model.taught_prompts),
                 "kernels": model.kernels,
                 "attention": model.attention,
                 "compiled": model.compiled,

@@ -204,7 +204,11 @@ class CaptionAnswer(BaseModel):
     words: list[Word] | None = None
     step_map: list[StepMark] | None = None
     caption_confidence: float | None = Field(
-        default=None, description="Geometric mean of the tokens' confidences."
+        default=None,
+        description="Geometric mean of the tokens' confidences; 0 of an empty caption.",
+    )
+    warnings: list[str] | None = Field(
+        default=None, description="How the caption differs from what was asked, if it does."
     )
 
 

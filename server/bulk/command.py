@@ -96,7 +96,15 @@ def _run(options: BulkOptions, captioner: Captioner, output: Output) -> int:
                 report.add(name, source, reason)
 
         doubt = Doubt(options.min_confidence)
-        run = Run(captioner, output, options.wording, doubt, failed, progress.show)
+        run = Run(
+            captioner,
+            output,
+            options.wording,
+            doubt,
+            failed,
+            progress.show,
+            lambda warning: progress.tell(f"rediff: {warning}"),
+        )
         seconds = run.all(inputs)
     if options.writes:
         _say(_summary(run.tally, seconds, options))

@@ -55,6 +55,8 @@ class Captioned:
     revisions: int
     steps: int
     finish_reason: str
+    warning: str = ""
+    """How the caption differs from what was asked; empty: it does not."""
 
     def row(self, item: Item) -> dict[str, Any]:
         """One row of a table."""
@@ -66,6 +68,7 @@ class Captioned:
             "revisions": self.revisions,
             "steps": self.steps,
             "finish_reason": self.finish_reason,
+            "warning": self.warning,
         }
 
 

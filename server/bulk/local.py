@@ -19,13 +19,12 @@ from server.offline import CannotCaption
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from rediff_model.sampling.params import SamplerSettings
     from server.bulk.item import Captioned, Item
     from server.engine.config import EngineConfig
     from server.engine.engine import State
     from server.engine.request import Event, Runner
     from server.images.decode import ImageLimits
-    from server.offline import Order
+    from server.offline import Fitted, Order
 
 
 class Local:
@@ -35,17 +34,15 @@ class Local:
         self,
         engine: Engine,
         decoders: Decoders,
-        order: Order,
-        settings: SamplerSettings,
+        fitted: Fitted,
         max_batch: int,
         workers: int,
     ) -> None:
-        """`engine` is ready; `settings` are the order's for its model."""
+        """`engine` is ready; `fitted` is the order for its model."""
         self._engine = engine
         self._work = Work(engine)
         self._decoders = decoders
-        self._order = order
-        self._settings = settings
+        self._fitted = fitted
         self.window = _window(max_batch, workers)
         self._done: queue.SimpleQueue[tuple[int, Event | PictureError | BulkError]] = (
             queue.SimpleQueue()
@@ -77,14 +74,14 @@ class Local:
             if states.get() != "ready":
                 raise BulkError(str(engine.error))
             assert engine.runner is not None
-            settings = order.fit(engine.runner)
+            fitted = order.fit(engine.runner)
         except BaseException as error:
             decoders.close()
             engine.close()
             if isinstance(error, CannotCaption):
                 raise BulkError(str(error)) from None
             raise
-        return cls(engine, decoders, order, settings, config.max_batch, workers)
+        return cls(engine, decoders, fitted, config.max_batch, workers)
 
     def submit(self, number: int, item: Item) -> None:
         self._decoders.submit(number, item)
@@ -93,7 +90,7 @@ class Local:
         number, event = self._done.get()
         if isinstance(event, BulkError):
             raise event
-        return number, self._work.result(event)
+        return number, self._work.result(event, self._fitted)
 
     def close(self) -> None:
         self._decoders.close()
@@ -108,7 +105,7 @@ class Local:
                 self._done.put((number, picture))
                 continue
             tell = partial(self._tell, number)
-            self._work.begin(picture, self._order.prompt, self._settings, tell)
+            self._work.begin(picture, self._fitted, tell)
 
     def _tell(self, number: int, event: Event | PictureError) -> None:
         self._done.put((number, event))

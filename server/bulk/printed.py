@@ -37,6 +37,8 @@ class Printed:
                 "steps": caption.steps,
                 "revisions": caption.revisions,
             }
+            if caption.warning:
+                row["warnings"] = [caption.warning]
             self._echo(json.dumps(row, ensure_ascii=False))
         else:
             name = one_line(item.source)

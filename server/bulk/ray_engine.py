@@ -18,9 +18,9 @@ from server.offline import Order, image_limits
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from rediff_model.sampling.params import SamplerSettings
     from server.engine.engine import State
     from server.engine.request import Event
+    from server.offline import Fitted
     from server.settings import Settings
 
 _UNBOUNDED: Final = 2**31
@@ -33,8 +33,9 @@ class Captions:
     A row has `key`, passed on as it is; `image`, the bytes of a JPEG, PNG or WEBP file; `prompt`,
     empty for the default question; and `settings`, JSON with the names of `rediff caption`'s
     sampler options, such as `{"preset": "adaptive", "max_new_tokens": 64}`. Its answer has `key`,
-    `text`, `confidence`, `revisions`, `steps`, `finish_reason`, and `error`: empty, or why there is
-    no caption. A row that comes with an `error` keeps it.
+    `text`, `confidence`, `revisions`, `steps`, `finish_reason`, `warning` (how the caption differs
+    from what was asked, or empty), and `error`: empty, or why there is no caption. A row that
+    comes with an `error` keeps it.
 
     Calls may overlap; their rows share the engine's steps.
     """
@@ -72,26 +73,25 @@ class Captions:
             for number in range(len(batch["key"]))
         ]
         orders = {(row["prompt"], row["settings"]) for row in rows}
-        sampling = {asked: self._order(*asked) for asked in orders}
+        fitted = {asked: self._fitted(*asked) for asked in orders}
+        asked = [fitted[row["prompt"], row["settings"]] for row in rows]
         done: queue.SimpleQueue[tuple[int, Event | PictureError]] = queue.SimpleQueue()
         for number, row in enumerate(rows):
-            order, settings = sampling[row["prompt"], row["settings"]]
-            self._threads.submit(self._begin, number, row, order, settings, done)
+            self._threads.submit(self._begin, number, row, asked[number], done)
         results = dict(done.get() for _ in rows)
-        answers = [self._answer(results[number]) for number in range(len(rows))]
+        answers = [self._answer(results[number], one) for number, one in enumerate(asked)]
         columns = {name: [answer[name] for answer in answers] for name in _NOTHING}
         return {"key": [row["key"] for row in rows]} | columns
 
-    def _order(self, prompt: str, settings: str) -> tuple[Order, SamplerSettings]:
+    def _fitted(self, prompt: str, settings: str) -> Fitted:
         order = Order.read(self._asked, json.loads(settings or "{}"), prompt)
-        return order, order.fit(self._work.runner)
+        return order.fit(self._work.runner)
 
     def _begin(
         self,
         number: int,
         row: Mapping[str, Any],
-        order: Order,
-        settings: SamplerSettings,
+        fitted: Fitted,
         done: queue.SimpleQueue[tuple[int, Event | PictureError]],
     ) -> None:
         """Runs in a thread: from a row to a job of the engine."""
@@ -106,10 +106,10 @@ class Captions:
         except PictureError as error:
             tell(error)
         else:
-            self._work.begin(picture, order.prompt, settings, tell)
+            self._work.begin(picture, fitted, tell)
 
-    def _answer(self, event: Event | PictureError) -> dict[str, Any]:
-        result = self._work.result(event)
+    def _answer(self, event: Event | PictureError, fitted: Fitted) -> dict[str, Any]:
+        result = self._work.result(event, fitted)
         if isinstance(result, PictureError):
             return _NOTHING | {"error": str(result)}
         return _NOTHING | asdict(result)

@@ -159,6 +159,7 @@ class Remote:
             revisions=answer.revisions,
             steps=answer.steps,
             finish_reason=answer.finish_reason,
+            warning="; ".join(answer.warnings or ()),
         )
 
     def _patient(self, send: Callable[[], httpx.Response]) -> httpx.Response:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from server.bulk.item import Captioned, Item, Unreadable
+from server.bulk.item import Unreadable
 from server.bulk.pictures import PictureError
 from server.bulk.progress import Tally
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from server.bulk.captioner import Captioner
-    from server.bulk.item import Wording
+    from server.bulk.item import Captioned, Item, Wording
     from server.bulk.output import Doubt, Output
 
 
@@ -32,14 +33,18 @@ class Run:
         doubt: Doubt,
         on_failure: Callable[[str, str, str], None],
         on_progress: Callable[[Tally, bool], None],
+        on_warning: Callable[[str], None],
     ) -> None:
-        """`on_failure` is told name, source and reason; `on_progress` whether work was done."""
+        """`on_failure` gets name, source and reason; `on_progress` whether work was done;
+        `on_warning` every warning of a caption once."""
         self._captioner = captioner
         self._output = output
         self._wording = wording
         self._doubt = doubt
         self._on_failure = on_failure
         self._on_progress = on_progress
+        self._on_warning = on_warning
+        self._warned: set[str] = set()
         self._seen: set[str] = set()
         self._items: dict[int, Item] = {}
         """Submitted and not handed on, by number."""
@@ -99,13 +104,10 @@ class Run:
                 self._fail(item.name, item.identity, str(error))
 
     def _keep(self, item: Item, result: Captioned) -> None:
-        caption = Captioned(
-            self._wording.around(result.text),
-            result.confidence,
-            result.revisions,
-            result.steps,
-            result.finish_reason,
-        )
+        caption = replace(result, text=self._wording.around(result.text))
+        if caption.warning and caption.warning not in self._warned:
+            self._warned.add(caption.warning)
+            self._on_warning(caption.warning)
         self._output.add(item, caption)
         self.tally.captions += 1
         self.tally.doubtful += self._doubt(caption.confidence)

@@ -22,7 +22,16 @@ if TYPE_CHECKING:
 
 TableFormat = Literal["jsonl", "json", "csv", "parquet"]
 
-COLUMNS: Final = ("id", "source", "caption", "confidence", "revisions", "steps", "finish_reason")
+COLUMNS: Final = (
+    "id",
+    "source",
+    "caption",
+    "confidence",
+    "revisions",
+    "steps",
+    "finish_reason",
+    "warning",
+)
 _ROW_GROUP: Final = 10_000
 
 
@@ -85,7 +94,9 @@ class Table:
         self._journal.close()
 
     def _write(self, path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
-        rows = ({name: _clean(row[name]) for name in COLUMNS} for row in self._journal.rows())
+        rows = (
+            {name: _clean(row.get(name, "")) for name in COLUMNS} for row in self._journal.rows()
+        )
         with replacing(path) as stream:
             _WRITERS[self._format]((row for row in rows if wanted(row)), stream)
 

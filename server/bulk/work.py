@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from rediff_model.sampling.outputs import Generation
-from server.api.responses import geometric_mean
+from server.api.responses import caption_confidence
 from server.bulk.item import BulkError, Captioned
 from server.bulk.pictures import PictureError
 from server.engine.request import Failure, Job
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rediff_model.sampling.params import SamplerSettings
     from server.engine.engine import Engine
     from server.engine.request import Event, Prepared, Runner
+    from server.offline import Fitted
 
 _REASONS: Final = {
     "request": "the caption could not be begun",
@@ -41,22 +42,21 @@ class Work:
     def begin(
         self,
         picture: Image.Image,
-        question: str | None,
-        settings: SamplerSettings,
+        fitted: Fitted,
         tell: Callable[[Event | PictureError], None],
     ) -> None:
         """Encode a picture and queue it; `tell` hears what `result` understands, once."""
         try:
-            prompt = self.runner.prepare(picture, question)
+            prompt = self.runner.prepare(picture, fitted.question)
         # Whatever one picture does to the model must not cost the others.
         except Exception as error:
             logger.debug("a picture could not be encoded", exc_info=True)
             tell(PictureError(f"it cannot be encoded: {error}"))
         else:
-            self._queue(prompt, settings, tell, may_fail=True)
+            self._queue(prompt, fitted.settings, tell, may_fail=True)
 
-    def result(self, event: Event | PictureError) -> Captioned | PictureError:
-        """The caption, or why there is none.
+    def result(self, event: Event | PictureError, fitted: Fitted) -> Captioned | PictureError:
+        """The caption of a picture begun with `fitted`, or why there is none.
 
         Raises:
             BulkError: the engine ended.
@@ -64,12 +64,14 @@ class Work:
         if isinstance(event, PictureError):
             return event
         if isinstance(event, Generation):
+            text = self.runner.decode(event.ids).strip()
             return Captioned(
-                text=self.runner.decode(event.ids).strip(),
-                confidence=round(geometric_mean(event.confidences[: len(event.ids)]), 6),
+                text=text,
+                confidence=caption_confidence(text, event.confidences[: len(event.ids)]),
                 revisions=event.revisions,
                 steps=event.steps,
                 finish_reason=event.finish_reason,
+                warning="; ".join(fitted.warnings),
             )
         assert isinstance(event, Failure)
         if event.kind == "engine":

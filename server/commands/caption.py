@@ -240,6 +240,9 @@ def _print(options: "BulkOptions", settings: "Settings", order: "Order", *, as_j
     from server.offline import Captions
 
     captions = Captions.open(lambda: load_runner(settings), settings, order)
+    for warning in captions.fitted.warnings:
+        typer.echo(f"rediff: {warning}", err=True)
+    warned = {"warnings": captions.fitted.warnings} if captions.fitted.warnings else {}
     failed = False
     for result in captions.of(options.files):
         failed |= result.generation is None
@@ -247,7 +250,7 @@ def _print(options: "BulkOptions", settings: "Settings", order: "Order", *, as_j
         if as_json:
             row = result.row() | {"file": utf8(str(result.path))}
             if result.generation is not None:
-                row["caption"] = text
+                row |= {"caption": text, **warned}
             typer.echo(json.dumps(row, ensure_ascii=False))
         elif result.generation is None:
             typer.echo(f"rediff: {one_line(str(result.path))}: {result.error}", err=True)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from rediff_model.chat_template import Question
     from rediff_model.language import LanguageModel
     from rediff_model.sampling.ledger import StepEvents
     from rediff_model.sampling.outputs import StepEvent
@@ -98,6 +99,7 @@ class SamplerRunner:
             dtype=str(dtype).removeprefix("torch."),
             row_bytes=row_bytes(shape.language, dtype),
             preferences=shape.preferences,
+            taught_prompts=shape.taught_prompts,
             request_rows=words + picture + shape.canvas_length,
             free_bytes=free_bytes(model.device),
             kernels=backend(),
@@ -126,7 +128,7 @@ class SamplerRunner:
         """
         return cls(load_captioner(config), config)
 
-    def prepare(self, image: Image.Image, question: str | None) -> Prepared:
+    def prepare(self, image: Image.Image, question: Question | None) -> Prepared:
         """The embedded prompt of a picture and a question."""
         features_LD, cached = self._features.get_or_make(
             content_key(image), lambda: self._captioner.image_features([image])[0]

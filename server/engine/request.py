@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
+    from rediff_model.chat_template import Question
     from rediff_model.sampling.params import SamplerSettings
 
 
@@ -33,6 +34,8 @@ class ModelInfo:
     """Prompt and canvas rows of a request that leaves everything at its default."""
     preferences: Preferences = field(default_factory=Preferences)
     """Decoding by default, see `ModelConfig.preferences`."""
+    taught_prompts: tuple[str, ...] = ()
+    """The only questions it was trained on; empty: it takes any text."""
     free_bytes: int | None = None
     """Memory that keys and values may take; None when it is not known."""
     kernels: str = "torch"
@@ -192,7 +195,7 @@ class Runner(Opens, Protocol):
 
     info: ModelInfo
 
-    def prepare(self, image: Image.Image, question: str | None) -> Prepared:
+    def prepare(self, image: Image.Image, question: Question | None) -> Prepared:
         """Encode a picture and a question (None: the default one). Safe from any thread."""
         ...
 

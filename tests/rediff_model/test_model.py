@@ -16,7 +16,8 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from rediff_model import model as model_module
-from rediff_model.chat_template import DEFAULT_QUESTION, TokenizerError
+from rediff_model.chat_template import DEFAULT_QUESTION, TokenizerError, Turn, conversation
+from rediff_model.checkpoint import read_config, resolve
 from rediff_model.config import ConfigError, LanguageConfig, ModelConfig, TokenIds, VisionConfig
 from rediff_model.model import Captioner, CaptionModel
 from rediff_model.vision.tiling import layout
@@ -163,6 +164,15 @@ def test_prompt_puts_the_picture_between_its_texts(captioner: Captioner) -> None
     assert len(bare) < len(rows)
 
 
+def test_a_conversation_has_its_picture_where_the_turn_has_it(captioner: Captioner) -> None:
+    features = torch.full((5, 32), 7.0)
+    turns = (Turn("user", "Look: ", "\nWhat?"), Turn("assistant", "A dog."), Turn("user", "Big?"))
+    before, after = captioner.codec.encode_prompt(conversation(turns))
+    expected = captioner.model.embed_prompt(before, features, after)
+    assert torch.equal(captioner.prompt(features, turns), expected)
+    assert torch.equal(captioner.prompt(features, turns)[len(before) :][:5], features)
+
+
 def test_another_question_changes_only_what_follows_the_picture(captioner: Captioner) -> None:
     features = torch.full((5, 32), 7.0)
     first, second = captioner.prompt(features), captioner.prompt(features, "What is red?")
@@ -195,6 +205,27 @@ def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
     (tmp_path / "checkpoint" / "tokenizer.json").unlink()
     with pytest.raises(TokenizerError, match=r"tokenizer\.json"):
         Captioner.load(tmp_path / "checkpoint")
+
+
+@pytest.mark.parametrize("prompts", ["Why?", ["Why?", 3], ["Why?", " "], [["Why?"]]])
+def test_taught_prompts_are_a_list_of_texts(prompts: object) -> None:
+    values = EMBEDDED.to_json() | {"taught_prompts": prompts}
+    with pytest.raises(ConfigError, match="taught_prompts must"):
+        ModelConfig.from_json(values)
+
+
+def test_taught_prompts_are_read_and_written() -> None:
+    assert EMBEDDED.taught_prompts == ()
+    values = EMBEDDED.to_json() | {"taught_prompts": ["Why?", "Who?"]}
+    assert ModelConfig.from_json(values).taught_prompts == ("Why?", "Who?")
+    assert ModelConfig.from_json(values).to_json() == values
+    del values["taught_prompts"]
+    assert ModelConfig.from_json(values) == EMBEDDED
+
+
+@pytest.mark.parametrize("name", ["embedded", "embedded-384"])
+def test_checkpoints_of_the_package_list_their_prompt(name: str) -> None:
+    assert read_config(resolve(name)).taught_prompts == (DEFAULT_QUESTION,)
 
 
 def test_a_tower_that_cannot_be_built_is_a_configuration_error(tmp_path: Path) -> None:

@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 from server_fakes import DEFAULT_CAPTION, Call, FakeRunner, png, running
 
+from rediff_model.chat_template import DEFAULT_QUESTION, Question
 from rediff_model.config import Preferences
+from server.api.responses import caption_confidence
+from server.engine.taught import REPLACED
 
 pytestmark = pytest.mark.anyio
 
@@ -271,3 +274,51 @@ async def test_the_checkpoint_s_preset_holds_where_neither_a_preset_nor_a_pace_i
         answer = await server.client.post(route, json=sent)
         first = next(line for line in answer.text.splitlines() if line.startswith("data: "))
         assert json.loads(first.removeprefix("data: "))["steps"] == steps
+
+
+async def test_a_prompt_that_the_model_was_not_taught_is_replaced_and_told() -> None:
+    runner = FakeRunner()
+    runner.info = replace(runner.info, taught_prompts=(DEFAULT_QUESTION, "a pear"))
+    async with running(runner) as server:
+        for prompt, caption, warned in (
+            (None, DEFAULT_CAPTION, False),
+            (" a pear\n", "a pear", False),
+            ("caption this", DEFAULT_CAPTION, True),
+            ("long " * 2000, DEFAULT_CAPTION, True),
+        ):
+            answer = (await server.client.post("/caption", json=body(prompt=prompt))).json()
+            assert answer["caption"] == caption
+            assert answer.get("warnings", []) == [REPLACED] * warned
+            streamed = await server.client.post("/caption", json=body(prompt=prompt, stream=True))
+            done = json.loads(streamed.text.split("event: done\ndata: ")[1])
+            assert done.get("warnings", []) == [REPLACED] * warned
+        refined = await server.client.post("/refine", json=body(prompt="caption", draft="a pear"))
+        assert refined.json()["warnings"] == [REPLACED]
+        version = (await server.client.get("/version")).json()
+        assert version["taught_prompts"] == [DEFAULT_QUESTION, "a pear"]
+
+
+@pytest.mark.parametrize(
+    ("caption", "confidences", "expected"),
+    [
+        ("", (), 0.0),
+        (" ", (0.99,), 0.0),
+        ("a pear", (1.0, 1.0), 1.0),
+        ("a pear", (0.25, 1.0), 0.5),
+        ("a pear", (0.0, 1.0), 0.0),
+    ],
+)
+def test_the_confidence_of_a_caption(
+    caption: str, confidences: tuple[float, ...], expected: float
+) -> None:
+    assert caption_confidence(caption, confidences) == expected
+
+
+async def test_an_empty_caption_is_not_sure() -> None:
+    class Silent(FakeRunner):
+        def prepare(self, image: Any, question: Question | None) -> Any:
+            return replace(super().prepare(image, question), rows=" ")
+
+    async with running(Silent()) as server:
+        answer = (await server.client.post("/caption", json=body(return_tokens=True))).json()
+        assert (answer["caption"], answer["caption_confidence"]) == ("", 0.0)

@@ -10,14 +10,17 @@ import subprocess
 import sys
 import threading
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 from server_fakes import DEFAULT_CAPTION, FakeRunner, png
 
+from rediff_model.chat_template import DEFAULT_QUESTION
 from server import __version__, cli
 from server.commands import caption
+from server.engine.taught import REPLACED
 
 ROOT = Path(__file__).parents[2]
 
@@ -187,6 +190,23 @@ def test_json_is_an_object_a_file(
         },
         {"file": str(pictures[1]), "error": "the image is empty"},
     ]
+
+
+def test_a_prompt_that_the_model_was_not_taught_is_told_on_stderr(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    runner: FakeRunner,
+    pictures: list[Path],
+) -> None:
+    runner.info = replace(runner.info, taught_prompts=(DEFAULT_QUESTION,))
+    words: tuple[str | Path, ...] = ("caption", *pictures, "--prompt", "caption this")
+    assert rediff(monkeypatch, *words) == 0
+    out, err = capsys.readouterr()
+    assert out.count(DEFAULT_CAPTION) == 3
+    assert err == f"rediff: {REPLACED}\n"
+    assert rediff(monkeypatch, *words, "--json") == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["warnings"] for row in rows] == [[REPLACED]] * 3
 
 
 def test_options_come_from_the_environment(

@@ -130,7 +130,7 @@ async def test_an_error_is_logged_by_its_code() -> None:
 
 async def test_a_failing_decoder_logs_nothing_of_the_picture() -> None:
     class Talkative(FakeRunner):
-        def prepare(self, image: Any, question: str | None) -> Any:
+        def prepare(self, image: Any, question: Any) -> Any:
             raise ValueError("cannot")
 
     with log_lines() as lines:

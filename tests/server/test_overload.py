@@ -21,6 +21,7 @@ from server.api.process import listen
 if TYPE_CHECKING:
     from PIL import Image
 
+    from rediff_model.chat_template import Question
     from server.engine.request import Prepared
 
 BODY = json.dumps({"image": {"base64": base64.b64encode(png()).decode()}}).encode()
@@ -60,7 +61,7 @@ async def test_refusals_do_not_wait_for_the_engine() -> None:
 class SlowRunner(FakeRunner):
     """Takes twenty milliseconds for a picture."""
 
-    def prepare(self, image: Image.Image, question: str | None) -> Prepared:
+    def prepare(self, image: Image.Image, question: Question | None) -> Prepared:
         time.sleep(0.02)
         return super().prepare(image, question)
 

@@ -208,6 +208,7 @@ def embedded_config(config: SceneTraining, tokenizer: Tokenizer) -> ModelConfig:
         ),
         stop_token_id=ids[END_OF_TURN],
         canvas_length=shape.canvas_length,
+        taught_prompts=(DEFAULT_QUESTION,),
     )
 
 

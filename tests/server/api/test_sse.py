@@ -76,7 +76,7 @@ class RowsRunner(FakeRunner):
         super().__init__()
         self.rows: list[weakref.ref[Rows]] = []
 
-    def prepare(self, image: Any, question: str | None) -> Prepared:
+    def prepare(self, image: Any, question: Any) -> Prepared:
         rows = Rows("a pear")
         self.rows.append(weakref.ref(rows))
         return Prepared(rows, image_tokens=4, prompt_tokens=9)

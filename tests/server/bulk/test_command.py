@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,12 +12,14 @@ from bulk_case import write_pictures, write_tar
 from server_fakes import DEFAULT_CAPTION, FakeRunner, png
 from server_wire import serving
 
+from rediff_model.chat_template import DEFAULT_QUESTION
 from server import cli
 from server.bulk.item import BulkError
 from server.bulk.options import BulkOptions
 from server.bulk.tables import journal_of
 from server.commands import caption
 from server.commands.options import CommandError
+from server.engine.taught import REPLACED
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -283,3 +286,33 @@ def test_a_key_that_no_header_can_hold_is_one_line_without_it(
     with pytest.raises(CommandError, match="REDIFF_API_KEY") as error:
         caption._key()
     assert given not in str(error.value)
+
+
+@pytest.mark.parametrize("where", ["here", "server"])
+def test_a_prompt_that_the_model_was_not_taught_is_told_once_and_in_every_row(
+    command: Command, folder: Path, where: str
+) -> None:
+    command.runner.info = replace(command.runner.info, taught_prompts=(DEFAULT_QUESTION,))
+    out = folder.parent / "out.jsonl"
+    words: list[str | Path] = [folder, "--recursive", "--out", out, "--prompt", "caption this"]
+    if where == "here":
+        status, _, err = command(*words)
+    else:
+        with serving(lambda: command.runner) as address:
+            status, _, err = command(*words, "--base-url", f"http://{address}")
+    assert status == 0
+    assert err.count(REPLACED) == 1
+    rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert [(row["caption"], row["warning"]) for row in rows] == [(DEFAULT_CAPTION, REPLACED)] * 2
+
+
+def test_a_prompt_that_the_model_was_taught_is_asked_without_a_word(
+    command: Command, folder: Path
+) -> None:
+    command.runner.info = replace(command.runner.info, taught_prompts=("a pear",))
+    out = folder.parent / "out.csv"
+    status, _, err = command(folder / "a.png", "--out", out, "--prompt", " a pear ")
+    assert (status, "not taught" in err) == (0, False)
+    header, row = out.read_text(encoding="utf-8").splitlines()
+    assert header.endswith(",warning")
+    assert row.split(",")[2:] == ["a pear", "0.5", "1", "2", "stop", ""]

@@ -116,6 +116,6 @@ def test_more_new_tokens_than_the_canvas_are_as_many_as_it_has() -> None:
     settings = Settings.read({"model": "fake"})
     for asked, got in ((None, 8), (5, 5), (100, 8)):
         order = Order.read(settings, {"max_new_tokens": asked}, None)
-        assert order.fit(FakeRunner()).canvas_length == got
+        assert order.fit(FakeRunner()).settings.canvas_length == got
     with pytest.raises(CannotCaption, match="give one"):
         Order.read(settings, {"max_new_tokens": 4, "canvas_length": 4}, None)

@@ -72,6 +72,7 @@ def test_rows_have_confidence_and_revisions_in_the_order_of_the_inputs(
         "revisions": 1,
         "steps": 2,
         "finish_reason": "stop",
+        "warning": "",
     }
     assert not journal_of(path).exists()
 

@@ -1,6 +1,7 @@
 """Stage I on conversations, end to end on a tiny checkpoint of the official layout."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,17 @@ def objective_of(
     sources = open_all(config.data, report)
     batches = stage1.batches_of(dialogue, sources, report, config.batch_size, config.parts)
     return stage1.objective_of(dialogue), batches
+
+
+def test_rows_may_ask_what_the_first_checkpoint_was_not_taught(
+    base: Path, rows: Path, tmp_path: Path
+) -> None:
+    start = shutil.copytree(base, tmp_path / "start")
+    values = json.loads((start / "config.json").read_text()) | {"taught_prompts": ["Why?"]}
+    (start / "config.json").write_text(json.dumps(values))
+    dialogue = stage1.prepare(configuration(start, rows), tmp_path / "run")
+    assert dialogue.model_config.taught_prompts == ()
+    assert dialogue.captioner.model.config == dialogue.model_config
 
 
 def test_losses_fall_and_the_checkpoint_captions(base: Path, rows: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from rediff_model.chat_template import DEFAULT_QUESTION
 from rediff_model.checkpoint import SHIPPED
 from rediff_model.config import Preferences, VisionConfig
 from rediff_model.model import Captioner
@@ -77,6 +78,7 @@ def test_a_run_ends_in_a_checkpoint_that_captions(tower_file: Path, tmp_path: Pa
     )
     captioner = Captioner.load(checkpoint)
     assert captioner.config.preferences == Preferences((8, 32), 3, "careful")
+    assert captioner.config.taught_prompts == (DEFAULT_QUESTION,)
     features = torch.zeros(37, 32)
     settings = SamplerSettings(tokens_per_step=32)
     [made] = generate(
