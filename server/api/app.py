@@ -84,7 +84,7 @@ def create_app(
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["authorization", "content-type", "x-request-id", "traceparent"],
-            expose_headers=["x-request-id", "retry-after"],
+            expose_headers=["x-request-id", "retry-after", "x-rediff-warning"],
         )
     app.add_middleware(Envelope, trace=trace)
     _add_error_handlers(app)

@@ -4,7 +4,7 @@
 import time
 import uuid
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
@@ -12,14 +12,20 @@ from fastapi.responses import JSONResponse
 from rediff_model.sampling.outputs import StepEvent
 from server.api.body import read_json
 from server.api.errors import error_body
-from server.api.openai_body import ChatBody, chunk, cut_at_stop
+from server.api.logprobs import logprobs_of
+from server.api.openai_body import ChatBody, Form, chunk, cut_at_stop
+from server.api.openai_messages import read_messages
 from server.api.request_builder import Orders
+from server.api.responses import token_texts
 from server.api.schemas import ErrorAnswer, from_url
 from server.api.sse import KEEP_ALIVE, EventStream, events_of, sse, unless_left
 from server.errors import BadBody, ServeError
 from server.logs import RequestRecord
 from server.request_handle import Caption, Ticket
 from server.service import Service
+
+WARNING: Final = "x-rediff-warning"
+"""Header that tells how the answer differs from what was asked."""
 
 
 def openai_routes(service: Service, orders: Orders) -> APIRouter:
@@ -35,19 +41,15 @@ def openai_routes(service: Service, orders: Orders) -> APIRouter:
         body = await read_json(request, ChatBody)
         if body.model not in (None, service.model_name):
             raise BadBody(404, "model_not_found", "there is no such model here", "model")
-        if body.n not in (None, 1):
-            raise BadBody(400, "invalid_value", "n must be 1", "n")
-        if body.stream_options is not None and not body.stream:
-            message = "stream_options is for streams: set stream"
-            raise BadBody(400, "invalid_value", message, "stream_options")
-        question, stops = body.question(), body.stops()
+        idle, form, question = body.check(), body.form(), read_messages(body.messages)
         longest = service.model.canvas_length if body.canvas_length is None else body.canvas_length
-        asked = body.max_completion_tokens or body.max_tokens or longest
+        most = body.max_completion_tokens or body.max_tokens or longest
         order = orders.make(
             lambda fetch: from_url(question.image_url, "messages", fetch),
-            body.model_copy(update={"canvas_length": min(asked, longest)}),
-            prompt=question.text,
-            wants_steps=bool(body.stream) and body.block_length is not None,
+            body.model_copy(update={"canvas_length": min(most, longest)}),
+            prompt=question.turns,
+            # A confidence may still change with a later step of its block.
+            wants_steps=bool(body.stream and body.block_length and not body.logprobs),
             timeout=body.timeout_seconds,
             priority=body.priority,
         )
@@ -57,26 +59,36 @@ def openai_routes(service: Service, orders: Orders) -> APIRouter:
             "created": int(time.time()),
             "model": service.model_name,
         }
+        warnings = "; ".join(filter(None, (*question.warnings, *order.warnings, idle)))
+        headers = {WARNING: warnings} if warnings else {}
         if body.stream:
-            with_usage = body.stream_options is not None and body.stream_options.include_usage
             block = order.settings.block
             record = request.state.record
-            return EventStream(lines(ticket, record, head, stops, block, with_usage), ticket)
+            return EventStream(lines(ticket, record, head, form, block), ticket, headers)
         caption = await unless_left(request, ticket.caption())
         request.state.record.add(caption)
-        text, finish = finished(caption, stops)
+        text, finish, logprobs = finished(caption, form)
         choice = {
             "index": 0,
             "message": {"role": "assistant", "content": text},
-            "logprobs": None,
+            "logprobs": logprobs,
             "finish_reason": finish,
         }
         answer = {"object": "chat.completion", "choices": [choice], "usage": usage(caption)}
-        return JSONResponse(head | answer)
+        return JSONResponse(head | answer, headers=headers)
 
-    def finished(caption: Caption, stops: tuple[str, ...]) -> tuple[str, str]:
-        text, cut = cut_at_stop(service.decode(caption.generation.ids), stops)
-        return text.strip(), "stop" if cut else caption.generation.finish_reason
+    def finished(caption: Caption, form: Form) -> tuple[str, str, dict[str, Any] | None]:
+        """The content, the reason why it ends there, and its logprobs if they are asked for."""
+        done = caption.generation
+        text, cut = cut_at_stop(service.decode(done.ids), form.stops)
+        finish = "stop" if cut else done.finish_reason
+        if form.top_logprobs is None:
+            return text.strip(), finish, None
+        begin, end = len(text) - len(text.lstrip()), len(text.rstrip())
+        confidences = done.confidences[: len(done.ids)]
+        texts = token_texts(done.ids, service.decode)
+        logprobs = logprobs_of(texts, confidences, begin, end, form.top_logprobs)
+        return text.strip(), finish, logprobs
 
     def usage(caption: Caption) -> dict[str, int]:
         prompt, completion = caption.prompt.prompt_tokens, len(caption.generation.ids)
@@ -90,9 +102,8 @@ def openai_routes(service: Service, orders: Orders) -> APIRouter:
         ticket: Ticket,
         record: RequestRecord,
         head: dict[str, Any],
-        stops: tuple[str, ...],
+        form: Form,
         block: int,
-        with_usage: bool,
     ) -> AsyncIterator[str]:
         """Only text that will not change is sent: that of blocks which are behind the sampler."""
         yield sse(chunk(head, {"role": "assistant", "content": ""}))
@@ -104,19 +115,20 @@ def openai_routes(service: Service, orders: Orders) -> APIRouter:
                 elif isinstance(event, StepEvent):
                     final = service.decode(final_ids(event, block))
                     # The end may yet become part of a stop text, or of a character.
-                    held = max((len(stop) - 1 for stop in stops), default=0)
-                    final, _ = cut_at_stop(final, stops)
+                    held = max((len(stop) - 1 for stop in form.stops), default=0)
+                    final, _ = cut_at_stop(final, form.stops)
                     final = final[: len(final) - held].rstrip("\ufffd").strip()
                     if final.startswith(sent) and len(final) > len(sent):
                         yield sse(chunk(head, {"content": final[len(sent) :]}))
                         sent = final
                 else:
                     record.add(event)
-                    text, finish = finished(event, stops)
+                    text, finish, logprobs = finished(event, form)
                     if text[len(sent) :]:
-                        yield sse(chunk(head, {"content": text[len(sent) :]}))
+                        content = {"content": text[len(sent) :]}
+                        yield sse(chunk(head, content, logprobs=logprobs))
                     yield sse(chunk(head, {}, finish))
-                    if with_usage:
+                    if form.with_usage:
                         last = {"object": "chat.completion.chunk", "choices": []}
                         yield sse(head | last | {"usage": usage(event)})
             yield "data: [DONE]\n\n"

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
+from server.api.openai_fields import check_fields
 from server.api.schemas import SamplingOptions
 from server.errors import BadBody
 
@@ -26,7 +27,13 @@ class Part(BaseModel):
 
     type: str
     text: str | None = None
+    refusal: str | None = None
     image_url: ImageUrl | None = None
+
+    @property
+    def words(self) -> str | None:
+        """The text, also of a part in which an assistant refuses."""
+        return self.text if self.text is not None else self.refusal
 
 
 def _content_kind(content: object) -> str:
@@ -41,12 +48,18 @@ Content = Annotated[
 
 
 class Message(BaseModel):
-    """One message; only the user's is read."""
+    """One message of a conversation."""
 
     model_config = ConfigDict(extra="ignore")
 
-    role: Literal["system", "developer", "user", "assistant", "tool"]
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Content | None = None
+
+    def parts(self) -> list[Part]:
+        """The content as parts."""
+        if isinstance(self.content, str):
+            return [Part(type="text", text=self.content)]
+        return self.content or []
 
 
 class StreamOptions(BaseModel):
@@ -57,77 +70,71 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What a client wants of the answer's form; outlives the body, which holds the picture."""
+
+    stops: tuple[str, ...]
+    top_logprobs: int | None
+    """None: no logprobs."""
+    with_usage: bool
+    """A stream ends with its usage."""
+
+
 Length = Annotated[int, Field(ge=1, le=2**31 - 1)]
 
 
 class ChatBody(SamplingOptions):
-    """Body of `POST /v1/chat/completions`. Fields of other servers are ignored.
+    """Body of `POST /v1/chat/completions`. Fields of other servers are accepted.
 
     The sampler's settings stand beside OpenAI's fields (`extra_body` of the client).
     """
 
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
 
     model: str | None = None
-    messages: list[Message] = Field(min_length=1, max_length=64)
+    messages: list[Message] = Field(min_length=1, max_length=1024)
     max_tokens: Length | None = None
     max_completion_tokens: Length | None = None
     n: int | None = None
     stop: str | list[str] | None = Field(default=None, description="Up to 4 ending texts.")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    logprobs: bool | None = Field(default=None, description="Add each token's confidence.")
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    response_format: Any = Field(default=None, description='Nothing but {"type": "text"}.')
+    tool_choice: Any = Field(default=None, description="none or auto.")
     timeout_seconds: float | None = None
     priority: int = Field(default=0, ge=-(2**31), le=2**31)
 
-    def stops(self) -> tuple[str, ...]:
-        """The stop texts.
+    def form(self) -> Form:
+        """What the answer shall look like.
 
         Raises:
-            BadBody: more than four, or an empty one.
+            BadBody: more than four stop texts, or an empty one.
         """
         stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         if len(stops) > 4 or not all(stops):
             raise BadBody(400, "invalid_value", "stop takes up to 4 texts, none empty", "stop")
-        return stops
+        top = (self.top_logprobs or 0) if self.logprobs else None
+        with_usage = self.stream_options is not None and self.stream_options.include_usage
+        return Form(stops, top, with_usage)
 
-    def question(self) -> Question:
-        """The picture and the text of the one user message.
+    def check(self) -> str:
+        """Refuse what would be silently lost; a warning of what has no effect, or nothing.
 
         Raises:
-            BadBody: not exactly one user message, or not exactly one picture in it.
+            BadBody: a field asks for what there is not, or is nearly one of those that are read.
         """
-        if any(message.role in ("assistant", "tool") for message in self.messages):
-            raise _bad("the model answers one user message, not a conversation")
-        users = [message for message in self.messages if message.role == "user"]
-        if len(users) != 1:
-            raise _bad(f"there must be one user message, got {len(users)}")
-        content = users[0].content
-        parts = [Part(type="text", text=content)] if isinstance(content, str) else content or []
-        urls: list[str] = []
-        texts: list[str] = []
-        for part in parts:
-            if part.type == "text" and part.text is not None:
-                texts.append(part.text)
-            elif part.type == "image_url" and part.image_url is not None:
-                urls.append(part.image_url.url)
-            else:
-                raise _bad("a content part must be text or image_url with its value")
-        if len(urls) != 1:
-            raise _bad(f"there must be exactly one image_url, got {len(urls)}")
-        return Question(urls[0], "\n".join(texts).strip() or None)
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """What a chat asks."""
-
-    image_url: str
-    text: str | None
-    """None is the default prompt."""
-
-
-def _bad(message: str) -> BadBody:
-    return BadBody(400, "invalid_value", message, "messages")
+        extra = self.model_extra or {}
+        warning = check_fields(dict(self), extra, ChatBody.model_fields)
+        if self.stream_options is not None and not self.stream:
+            message = "stream_options is for streams: set stream"
+            raise BadBody(400, "invalid_value", message, "stream_options")
+        if self.top_logprobs is not None and not self.logprobs:
+            message = "top_logprobs is for logprobs: set logprobs"
+            raise BadBody(400, "invalid_value", message, "top_logprobs")
+        return warning
 
 
 def cut_at_stop(text: str, stops: tuple[str, ...]) -> tuple[str, bool]:
@@ -136,9 +143,14 @@ def cut_at_stop(text: str, stops: tuple[str, ...]) -> tuple[str, bool]:
     return (text[: min(places)], True) if places else (text, False)
 
 
-def chunk(head: dict[str, Any], delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
+def chunk(
+    head: dict[str, Any],
+    delta: dict[str, Any],
+    finish: str | None = None,
+    logprobs: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """One chunk of a streamed answer."""
     return head | {
         "object": "chat.completion.chunk",
-        "choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}],
+        "choices": [{"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish}],
     }

@@ -12,7 +12,7 @@ from starlette.responses import StreamingResponse
 from server.request_handle import Caption
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine
+    from collections.abc import AsyncIterator, Coroutine, Mapping
 
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
@@ -89,9 +89,12 @@ class EventStream(StreamingResponse):
     A caller who does not read what was asked for is cut off, for all steps wait in memory.
     """
 
-    def __init__(self, lines: AsyncIterator[str], ticket: Ticket) -> None:
-        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        super().__init__(lines, media_type="text/event-stream", headers=headers)
+    def __init__(
+        self, lines: AsyncIterator[str], ticket: Ticket, headers: Mapping[str, str] | None = None
+    ) -> None:
+        usual = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+        every = usual | dict(headers or {})
+        super().__init__(lines, media_type="text/event-stream", headers=every)
         self._ticket = ticket
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

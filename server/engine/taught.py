@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from rediff_model.chat_template import DEFAULT_QUESTION
+from rediff_model.chat_template import DEFAULT_QUESTION, Turn, turn_with_picture
 
 if TYPE_CHECKING:
     from rediff_model.chat_template import Question
@@ -38,7 +38,7 @@ def suited(model: ModelInfo, question: Question | None) -> Asked:
         question = None
     taught = model.taught_prompts
     if not taught:
-        return Asked(question)
+        return Asked(_with_text(question))
     usual = None if DEFAULT_QUESTION in taught else taught[0]
     warnings = []
     if isinstance(question, tuple):
@@ -51,6 +51,17 @@ def suited(model: ModelInfo, question: Question | None) -> Asked:
         if prompt.strip() == text:
             return Asked(prompt, tuple(warnings))
     return Asked(usual, (*warnings, REPLACED))
+
+
+def _with_text(question: Question | None) -> Question | None:
+    """The question, with the default prompt in a last turn without text."""
+    if not isinstance(question, tuple) or text_of(question[-1:]).strip():
+        return question
+    last = question[-1]
+    if len(question) == 1 and last.after is not None:
+        return None
+    text = turn_with_picture("", DEFAULT_QUESTION) if last.after is not None else None
+    return (*question[:-1], text or Turn(last.role, DEFAULT_QUESTION))
 
 
 def text_of(question: Question | None) -> str:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import base64
 import json
+import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from server_fakes import DEFAULT_CAPTION, Call, png, running
+from server_fakes import DEFAULT_CAPTION, Call, FakeRunner, png, running
+
+from rediff_model.chat_template import DEFAULT_QUESTION, Turn
+from server.engine.taught import ONE_QUESTION, REPLACED
 
 pytestmark = pytest.mark.anyio
 
@@ -73,19 +78,66 @@ async def test_a_picture_alone_gets_the_default_prompt() -> None:
             assert answer.json()["choices"][0]["message"]["content"] == DEFAULT_CAPTION
 
 
-async def test_fields_of_other_servers_and_system_messages_are_ignored() -> None:
+async def test_fields_of_other_servers_are_accepted() -> None:
     async with running() as server:
         body = chat(
-            {"role": "system", "content": "be brief"},
             user(IMAGE),
-            top_p=0.9,
+            top_p=1,
             logprobs=False,
             user="me",
             ignore_eos=True,
             temperature=None,
             response_format={"type": "text"},
         )
-        assert (await server.client.post(PATH, json=body)).status_code == 200
+        answer = await server.client.post(PATH, json=body)
+        assert answer.status_code == 200
+        assert "x-rediff-warning" not in answer.headers
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_header_tells_what_the_model_was_not_asked(stream: bool) -> None:
+    runner = FakeRunner()
+    runner.info = replace(runner.info, taught_prompts=(DEFAULT_QUESTION, "a pear"))
+    async with running(runner) as server:
+        for content, warning in (
+            (user(IMAGE), None),
+            (user(text("a pear"), IMAGE), None),
+            (user(IMAGE, text("caption this")), REPLACED),
+        ):
+            answer = await server.client.post(PATH, json=chat(content, stream=stream))
+            assert answer.headers.get("x-rediff-warning") == warning
+        conversation = (
+            {"role": "system", "content": "be brief"},
+            user(IMAGE, text("a pear")),
+            {"role": "assistant", "content": "no"},
+            user(text(" a pear ")),
+        )
+        answer = await server.client.post(PATH, json=chat(*conversation, stream=stream, top_p=0.5))
+        warnings = f"{ONE_QUESTION}; without effect here: top_p"
+        assert answer.headers["x-rediff-warning"] == warnings
+        assert server.runner.asked == [None, "a pear", None, "a pear"]
+
+
+async def test_a_conversation_reaches_a_model_that_takes_any_text() -> None:
+    async with running() as server:
+        answer = await server.client.post(
+            PATH,
+            json=chat(
+                {"role": "system", "content": "be brief"},
+                user(text("Look: "), IMAGE, text("\nWhat?")),
+                {"role": "assistant", "content": "a pear"},
+                {"role": "user", "content": "is it big"},
+            ),
+        )
+        assert answer.json()["choices"][0]["message"]["content"] == "is it big"
+        assert server.runner.asked == [
+            (
+                Turn("system", "be brief"),
+                Turn("user", "Look: ", "\nWhat?"),
+                Turn("assistant", "a pear"),
+                Turn("user", "is it big"),
+            )
+        ]
 
 
 async def test_max_tokens_shortens_the_canvas_and_is_clamped_to_it() -> None:
@@ -146,6 +198,37 @@ async def test_a_stream_of_blocks_sends_each_block_when_it_is_final() -> None:
         assert content_of(chunks) == ["a b", " c d", " e f", " g h"]
 
 
+@pytest.mark.parametrize("extra", [{}, {"block_length": 2, "tokens_per_step": 1}])
+@pytest.mark.parametrize("stop", [None, " on"])
+async def test_logprobs_are_the_confidences(extra: dict[str, Any], stop: str | None) -> None:
+    words = DEFAULT_CAPTION.split()[: 3 if stop else 5]
+    tokens = [words[0], *(f" {word}" for word in words[1:])]
+    async with running() as server:
+        for top in (None, 0, 3):
+            body = chat(logprobs=True, top_logprobs=top, stop=stop, **extra)
+            choice = (await server.client.post(PATH, json=body)).json()["choices"][0]
+            found = choice["logprobs"]
+            assert "".join(one["token"] for one in found["content"]) == choice["message"]["content"]
+            assert [one["token"] for one in found["content"]] == tokens
+            for one in found["content"]:
+                alternatives = one.pop("top_logprobs")
+                assert alternatives == ([one] if top else [])
+                assert one["logprob"] == pytest.approx(math.log(0.5))
+                assert bytes(one["bytes"]).decode() == one["token"]
+            assert found["refusal"] is None
+
+            streamed = await server.client.post(PATH, json=body | {"stream": True})
+            choices = [chunk["choices"][0] for chunk in chunks_of(streamed.text)]
+            assert "".join(content_of(chunks_of(streamed.text))) == "".join(tokens)
+            said = [
+                (one["delta"]["content"], "".join(t["token"] for t in one["logprobs"]["content"]))
+                for one in choices
+                if one["delta"].get("content")
+            ]
+            assert all(content == spelt for content, spelt in said)
+            assert said
+
+
 async def test_the_role_comes_before_the_first_step() -> None:
     async with running() as server:
         server.runner.free_running = False
@@ -162,8 +245,6 @@ async def test_the_role_comes_before_the_first_step() -> None:
     [
         (chat(user(text("no picture"))), "messages"),
         (chat({"role": "user", "content": "no picture"}), "messages"),
-        (chat(user(IMAGE, IMAGE)), "messages"),
-        (chat(user(IMAGE), user(IMAGE)), "messages"),
         (chat(user(IMAGE), {"role": "assistant", "content": "x"}), "messages"),
         (chat({"role": "system", "content": "x"}), "messages"),
         (chat(user({"type": "input_audio"})), "messages"),
@@ -177,6 +258,17 @@ async def test_the_role_comes_before_the_first_step() -> None:
         (chat({"role": "user", "content": 3}), "messages.0.content.text"),
         (chat({"role": "wizard", "content": "x"}), "messages.0.role"),
         (chat(n=2), "n"),
+        (chat(n=0), "n"),
+        (chat(logprobs=5), "logprobs"),
+        (chat(logprobs=True, top_logprobs=21), "top_logprobs"),
+        (chat(top_logprobs=2), "top_logprobs"),
+        (chat(logprobs=False, top_logprobs=0), "top_logprobs"),
+        (chat(response_format={"type": "json_object"}), "response_format"),
+        (chat(response_format="text"), "response_format"),
+        (chat(tools=[], tool_choice="required"), "tool_choice"),
+        (chat(tokens_per_steps=2), "tokens_per_steps"),
+        (chat(extra_body={"tokens_per_step": 2}), "extra_body"),
+        (chat(sampling={"tokens_per_step": 2}), "sampling"),
         (chat(stop=["a", "b", "c", "d", "e"]), "stop"),
         (chat(stop=""), "stop"),
         (chat(max_tokens=0), "max_tokens"),

@@ -25,6 +25,10 @@ IMAGE: Any = {
 }
 
 
+TOOL: Any = {"type": "function", "function": {"name": "f", "parameters": {}}}
+NAMED: Any = {"type": "function", "function": {"name": "f"}}
+
+
 def user(*parts: Any) -> Any:
     return [{"role": "user", "content": list(parts)}]
 
@@ -139,10 +143,9 @@ async def test_fields_that_mean_nothing_here_are_ignored() -> None:
 @pytest.mark.parametrize(
     ("messages", "reason"),
     [
-        (user(IMAGE, IMAGE), "exactly one image_url, got 2"),
-        (user(text("no picture")), "exactly one image_url, got 0"),
-        ([*user(IMAGE), *user(IMAGE)], "one user message, got 2"),
-        ([{"role": "assistant", "content": "hello"}, *user(IMAGE)], "not a conversation"),
+        (user(text("no picture")), "there is no picture: send one in a user message"),
+        ([*user(IMAGE), {"role": "assistant", "content": "hello"}], "last message must be"),
+        ([{"role": "system", "content": [IMAGE]}, *user(IMAGE)], "not the system's"),
     ],
 )
 async def test_what_cannot_be_answered_is_a_bad_request_with_a_reason(
@@ -164,6 +167,12 @@ async def test_what_cannot_be_answered_is_a_bad_request_with_a_reason(
         ({"max_tokens": 0}, "max_tokens"),
         ({"stop": ["a"] * 5}, "stop"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"tools": [TOOL], "tool_choice": "required"}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": NAMED}, "tool_choice"),
+        ({"extra_body": {"tokens_per_steps": 2}}, "tokens_per_steps"),
+        ({"extra_body": {"extra_body": {"tokens_per_step": 2}}}, "extra_body"),
         ({"extra_body": {"tokens_per_step": 0}}, "tokens_per_step"),
         ({"extra_body": {"steps": 8, "tokens_per_step": 2}}, "steps"),
     ],
@@ -173,6 +182,23 @@ async def test_a_value_out_of_range_is_a_bad_request(fields: Any, param: str) ->
         with pytest.raises(openai.BadRequestError) as caught:
             await ask(client, **fields)
         assert caught.value.param == param
+
+
+async def test_logprobs_are_parsed() -> None:
+    async with talking() as (client, _):
+        answer = await ask(client, logprobs=True, top_logprobs=1)
+        content = answer.choices[0].logprobs.content
+        assert [one.token for one in content] == ["two", " red", " apples", " on", " grass"]
+        assert content[1].top_logprobs[0].logprob == content[1].logprob
+        stream = await ask(client, logprobs=True, stream=True)
+        pieces = [c.choices[0].logprobs.content async for c in stream if c.choices[0].logprobs]
+        assert [one.token for piece in pieces for one in piece] == [one.token for one in content]
+
+
+async def test_a_second_turn_is_answered() -> None:
+    async with talking() as (client, _):
+        turns = [*user(IMAGE), {"role": "assistant", "content": "a pear"}, *user(text("is it"))]
+        assert (await ask(client, turns)).choices[0].message.content == "is it"
 
 
 async def test_a_key_goes_as_the_client_sends_it() -> None:

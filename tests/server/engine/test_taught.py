@@ -54,6 +54,26 @@ def test_a_model_with_a_list_is_asked_what_it_was_taught(question: Question, ask
     assert suited(TAUGHT, question) == asked
 
 
+@pytest.mark.parametrize(
+    ("turns", "asked"),
+    [
+        ((turn_with_picture("", " "),), None),
+        (
+            (Turn("system", "A"), turn_with_picture("", "")),
+            (Turn("system", "A"), turn_with_picture("", DEFAULT_QUESTION)),
+        ),
+        (
+            (turn_with_picture("", "A"), Turn("assistant", "B"), Turn("user", " ")),
+            (turn_with_picture("", "A"), Turn("assistant", "B"), Turn("user", DEFAULT_QUESTION)),
+        ),
+    ],
+)
+def test_a_last_turn_without_text_asks_the_default_prompt(
+    turns: Question, asked: Question | None
+) -> None:
+    assert suited(INFO, turns) == Asked(asked)
+
+
 def test_warnings_can_stand_in_a_header() -> None:
     for warning in (ONE_QUESTION, REPLACED):
         assert warning.isascii()
