@@ -1,4 +1,4 @@
-"""What the load generators of other projects send, and what they read in the answer."""
+"""What load generators, front ends and gateways of other projects send, and what they read."""
 
 from __future__ import annotations
 
@@ -85,3 +85,97 @@ async def test_text_completions_are_refused_in_the_usual_form() -> None:
         answer = await server.client.post("/v1/completions", json=body)
         assert answer.status_code == 404
         assert answer.json()["error"]["code"] == "not_found"
+
+
+OPEN_WEBUI = {
+    "stream": True,
+    "model": "fake",
+    "messages": [
+        {"role": "system", "content": "You are a helpful assistant."},
+        {"role": "user", "content": PARTS},
+    ],
+    "stream_options": {"include_usage": True},
+    "metadata": {"user_id": "1", "chat_id": "2", "variables": {"{{USER_NAME}}": "A"}},
+    "user": {"name": "A", "id": "1", "email": "a@example.com", "role": "admin"},
+    "chat_id": "2",
+    "session_id": "3",
+    "id": "4",
+    "features": {"web_search": False, "image_generation": False},
+    "variables": {"{{CURRENT_DATE}}": "2026-11-30"},
+    "background_tasks": {"title_generation": True, "tags_generation": True},
+    "model_item": {"id": "fake", "object": "model"},
+    "params": {},
+    "tool_ids": [],
+    "files": [],
+}
+"""A chat of a front end, with fields that it keeps for itself."""
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_front_end_s_chat_and_its_second_turn_are_answered(stream: bool) -> None:
+    fields: dict[str, Any] = dict(OPEN_WEBUI)
+    if not stream:
+        fields |= {"stream": False, "stream_options": None}
+    later = [
+        *fields["messages"],
+        {"role": "assistant", "content": DEFAULT_CAPTION},
+        {"role": "user", "content": "And the grass?"},
+    ]
+    async with running() as server:
+        for messages, answered in (
+            (fields["messages"], DEFAULT_CAPTION),
+            (later, "And the grass?"),
+        ):
+            answer = await server.client.post(PATH, json=fields | {"messages": messages})
+            assert answer.status_code == 200, answer.text
+            if stream:
+                choices = [one["choices"] for one in data_of(answer.text)]
+                deltas = [choice[0]["delta"].get("content", "") for choice in choices if choice]
+                assert "".join(deltas) == answered
+            else:
+                assert answer.json()["choices"][0]["message"]["content"] == answered
+        assert len(server.runner.pictures) == 2
+
+
+@pytest.mark.parametrize("limit", ["max_tokens", "max_completion_tokens"])
+@pytest.mark.parametrize("task", ["title", "tags", "follow-up questions", "search query"])
+async def test_a_front_end_s_task_without_a_picture_is_told_what_to_send(
+    limit: str, task: str
+) -> None:
+    history = f"<chat_history>\nUSER: hi\nASSISTANT: {DEFAULT_CAPTION}\n</chat_history>"
+    body = {
+        "model": "fake",
+        "messages": [{"role": "user", "content": f"### Task:\nGenerate a {task}.\n{history}"}],
+        "stream": False,
+        limit: 1000,
+        "metadata": {"task": task},
+    }
+    async with running() as server:
+        answer = await server.client.post(PATH, json=body)
+        assert answer.status_code == 400
+        error = answer.json()["error"]
+        assert error["param"] == "messages"
+        assert error["message"].startswith("there is no picture: send one")
+        assert server.runner.batches == []
+
+
+async def test_a_gateway_s_request_is_answered() -> None:
+    """As LiteLLM sends it to a provider that it knows as `openai`."""
+    body = {
+        "model": "fake",
+        "messages": [{"role": "user", "content": PARTS}],
+        "presence_penalty": 0.4,
+        "top_p": 0.2,
+        "user": "me",
+        "logprobs": True,
+        "top_logprobs": 2,
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}],
+        "tool_choice": "auto",
+        "tokens_per_step": 8,
+    }
+    async with running() as server:
+        answer = await server.client.post(PATH, json=body)
+        assert answer.status_code == 200
+        warning = "without effect here: top_p, presence_penalty, tools"
+        assert answer.headers["x-rediff-warning"] == warning
+        assert answer.json()["choices"][0]["logprobs"]["content"][0]["token"] == "two"
