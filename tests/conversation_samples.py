@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from goldens_dir import GOLDENS, read_json
+from goldens_dir import OWN, TOY_TOKENIZER, read_json
 from PIL import Image
 from torch import nn
 
@@ -20,7 +20,7 @@ QUESTION = "<image>\nPlease describe the image in detail."
 
 def write_checkpoint(folder: Path) -> Path:
     """Full attention, SigLIP, anyres tiles; random weights."""
-    meta = read_json("data_pipeline/meta.json")
+    meta = read_json("data_pipeline/meta.json", OWN)
     vision = {k: v for k, v in meta["siglip_config"].items() if k in VisionConfig.__slots__}
     config = ModelConfig(
         language=LanguageConfig(
@@ -44,16 +44,14 @@ def write_checkpoint(folder: Path) -> Path:
             nn.init.normal_(value, std=0.08 if "vision" not in name else 0.02)
     tokenizer = folder.with_name(f"{folder.name}-tokenizer")
     tokenizer.mkdir(parents=True)
-    shutil.copyfile(
-        GOLDENS / "data_pipeline" / "toy_tokenizer" / "tokenizer.json", tokenizer / "tokenizer.json"
-    )
+    shutil.copyfile(TOY_TOKENIZER, tokenizer / "tokenizer.json")
     save(model, config, tokenizer, folder)
     return folder
 
 
 def special(token: str) -> int:
     """The id of a special token of the toy tokenizer."""
-    added = read_json("data_pipeline/toy_tokenizer/tokenizer.json")["added_tokens"]
+    added = json.loads(TOY_TOKENIZER.read_text(encoding="utf-8"))["added_tokens"]
     return next(int(item["id"]) for item in added if item["content"] == token)
 
 

@@ -14,7 +14,7 @@ TAG = "<image>"
 
 
 def toy_tokenizer() -> Tokenizer:
-    return Tokenizer.from_file(str(GOLDENS / "data_pipeline" / "toy_tokenizer" / "tokenizer.json"))
+    return Tokenizer.from_file(str(GOLDENS / "prompt" / RECORDED["toy_tokenizer"]))
 
 
 def recorded_turn(number: int, text: str) -> Turn:

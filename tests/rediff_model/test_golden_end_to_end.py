@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rediff_model.chat_template import DEFAULT_QUESTION, TextCodec
+from rediff_model.chat_template import DEFAULT_QUESTION, TextCodec, Turn
 from rediff_model.config import LanguageConfig, ModelConfig, VisionConfig
 from rediff_model.model import Captioner, CaptionModel
 from rediff_model.sampling import reference, sampler
@@ -20,7 +20,7 @@ META = read_json("end_to_end/meta.json")
 CASES = [pytest.param(case, id=case["id"]) for case in META["cases"]]
 EXACT = exact_cases("end_to_end/meta.json")
 EXACT_CASES = [pytest.param(case, id=case["id"]) for case in EXACT]
-TAG = "<image>\n"
+TAG = "<image>"
 
 
 def known(kind: type, values: dict[str, Any]) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def captioner() -> Captioner:
         weights[name] = weights[name][:tokens]
     model = CaptionModel(config)
     model.load_state_dict(weights)
-    codec = TextCodec.load(GOLDENS / "data_pipeline" / "toy_tokenizer" / "tokenizer.json")
+    codec = TextCodec.load(GOLDENS / "end_to_end" / META["toy_tokenizer"])
     return Captioner(config, model.eval(), codec)
 
 
@@ -58,8 +58,9 @@ def arrays() -> dict[str, np.ndarray]:
 def prompt_rows(captioner: Captioner, case: dict[str, Any]) -> Tensor:
     with Image.open(GOLDENS / "end_to_end" / "images" / f"e{case['image']}.png") as image:
         (features,) = captioner.image_features([image], "official")
-    question = case.get("question", TAG + DEFAULT_QUESTION).removeprefix(TAG)
-    return captioner.prompt(features, question, "official")
+    question = case.get("question", f"{TAG}\n{DEFAULT_QUESTION}")
+    before, _, after = question.partition(TAG)
+    return captioner.prompt(features, (Turn("user", before, after),), "official")
 
 
 def settings_of(case: dict[str, Any]) -> SamplerSettings:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from goldens_dir import GOLDENS
+from goldens_dir import TOY_TOKENIZER
 from PIL import Image
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
@@ -23,7 +23,6 @@ from rediff_model.model import Captioner, CaptionModel
 from rediff_model.vision.tiling import layout
 from scripts.convert_efficientnet import tower_config
 
-TOKENIZER = GOLDENS / "data_pipeline" / "toy_tokenizer" / "tokenizer.json"
 FLIP = Image.Transpose.FLIP_LEFT_RIGHT
 LANGUAGE = LanguageConfig(
     vocab_size=646,
@@ -60,7 +59,7 @@ def write_checkpoint(config: ModelConfig, folder: Path) -> CaptionModel:
             nn.init.kaiming_normal_(module.weight)
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config.to_json()), encoding="utf-8")
-    (folder / "tokenizer.json").write_bytes(TOKENIZER.read_bytes())
+    (folder / "tokenizer.json").write_bytes(TOY_TOKENIZER.read_bytes())
     tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
     save_file(tensors, folder / "model.safetensors")
     return model
@@ -156,7 +155,7 @@ def test_prompt_puts_the_picture_between_its_texts(captioner: Captioner) -> None
     ids = [
         int((table == row).all(dim=1).nonzero()[0]) for row in (*rows[:first], *rows[first + 5 :])
     ]
-    text = Tokenizer.from_file(str(TOKENIZER)).decode(ids, skip_special_tokens=False)
+    text = Tokenizer.from_file(str(TOY_TOKENIZER)).decode(ids, skip_special_tokens=False)
     assert text.endswith(
         f"<|end_header_id|>\n\n\n{DEFAULT_QUESTION}<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\n"

@@ -19,7 +19,7 @@ def anyio_backend() -> str:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of the embedded model's kind with random weights."""
     import torch
-    from goldens_dir import GOLDENS
+    from goldens_dir import TOY_TOKENIZER
 
     from rediff_model.checkpoint import save
     from rediff_model.config import LanguageConfig, ModelConfig
@@ -45,5 +45,5 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     torch.manual_seed(0)
     folder: Path = tmp_path_factory.mktemp("checkpoints") / "tiny"
-    save(CaptionModel(config), config, GOLDENS / "data_pipeline" / "toy_tokenizer", folder)
+    save(CaptionModel(config), config, TOY_TOKENIZER.parent, folder)
     return folder

@@ -105,7 +105,8 @@ class Renderer:
         rendered = [("system", SYSTEM), *((turn.role, turn.text) for turn in turns)]
         for number, (role, text) in enumerate(rendered):
             ids = [specials.bos] if number == 0 else []
-            ids += [*self._header(role), *self._body(_tag_first(text) if row.image else text)]
+            body = self._body(_tag_first(text)) if row.image else self._text(text)
+            ids += [*self._header(role), *body]
             labels = ids if role == "assistant" else [i if i in kept else IGNORE for i in ids]
             if role == "assistant":
                 start = start or len(rows.ids)
@@ -150,6 +151,10 @@ class Renderer:
         for piece in rest:
             ids += [IMAGE_ID, *self._encode(piece)]
         return [*ids, self.specials.end_turn]
+
+    def _text(self, text: str) -> list[int]:
+        """Ids of a turn without a picture, whatever tags it spells."""
+        return [*self._encode(f"\n\n{text}"), self.specials.end_turn]
 
     def _header(self, role: str) -> list[int]:
         return [self.specials.header_start, *self._encode(role), self.specials.header_end]

@@ -78,9 +78,10 @@ export class Panel {
   }
 }
 
-function sureness({ caption_confidence: confidence }) {
+function sureness({ caption_confidence: confidence, warnings = [] }) {
   const note = document.createElement("small");
-  if (confidence !== undefined) note.textContent = `Confidence ${percent(confidence)}`;
+  const sure = confidence === undefined ? [] : [`Confidence ${percent(confidence)}`];
+  note.textContent = [...sure, ...warnings].join(" · ");
   return note;
 }
 

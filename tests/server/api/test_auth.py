@@ -233,6 +233,8 @@ async def test_other_origins_see_nothing_unless_allowed() -> None:
         assert answer.status_code == 200
         assert answer.headers["access-control-allow-origin"] == "https://a.example"
         assert "access-control-allow-credentials" not in answer.headers
+        readable = answer.headers["access-control-expose-headers"].split(", ")
+        assert readable == ["x-request-id", "retry-after", "x-rediff-warning"]
         refused = await server.client.post("/caption", json=BODY, headers=preflight)
         # A page must be able to read why it was refused.
         assert refused.status_code == 401

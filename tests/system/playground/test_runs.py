@@ -55,6 +55,15 @@ def test_canvas_and_prompt_reach_the_server(open_page: Open) -> None:
     assert playground.page.locator(".canvas .cell").count() == 16
 
 
+def test_a_prompt_that_the_model_was_not_taught_is_told(open_page: Open) -> None:
+    playground = open_page()
+    told = playground.page.locator(".caption small")
+    playground.run(tokens_per_step="8", canvas_length="16", prompt="caption this")
+    expect(told).to_contain_text("not taught this prompt")
+    playground.run(prompt=" Please describe the image in detail.")
+    expect(told).not_to_contain_text("not taught")
+
+
 def test_the_scrubber_shows_every_step(open_page: Open) -> None:
     playground = open_page()
     playground.run(tokens_per_step="8")

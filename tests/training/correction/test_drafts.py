@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from goldens_dir import GOLDENS
+from goldens_dir import TOY_TOKENIZER
 from PIL import Image
 from scene_samples import sample_tokenizer
 from tokenizers import Tokenizer
@@ -179,7 +179,7 @@ def test_conversations_with_pictures_are_subjects(tmp_path: Path) -> None:
         suppressed_token_ids=(641, 640, 643, 644),
         stop_token_id=645,
     )
-    codec = TextCodec.load(GOLDENS / "data_pipeline" / "toy_tokenizer" / "tokenizer.json")
+    codec = TextCodec.load(TOY_TOKENIZER)
     captioner = Captioner(config, CaptionModel(config).eval(), codec)
     found, missing = picture_prompts(captioner, subjects, ImageFolder(tmp_path), report)([0, 1])
     assert found is not None
@@ -303,7 +303,7 @@ def test_right_drafts_are_kept_as_they_are_where_they_are_asked_for(tmp_path: Pa
 
 def test_what_is_kept_trains_as_a_conversation(tmp_path: Path) -> None:
     """The file serves the trainer of pictures as it is, with the same labels."""
-    toy = Tokenizer.from_file(str(GOLDENS / "data_pipeline" / "toy_tokenizer" / "tokenizer.json"))
+    toy = Tokenizer.from_file(str(TOY_TOKENIZER))
     text = "A red cat and a red dog."
     ids = toy.encode(text, add_special_tokens=False).ids
     pair = Pair("red", "blue", text.rindex("red"))

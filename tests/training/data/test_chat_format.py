@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from goldens_dir import GOLDENS, read_json
+from goldens_dir import OWN, TOY_TOKENIZER, read_json
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
@@ -20,9 +20,9 @@ from training.data.segment_labels import Occurrences, correct, locate
 from training.data.vicrit import difference, prepare_vicrit
 from training.loss.masked_diffusion import IGNORE
 
-ROWS = {row["name"]: row for row in read_json("data_pipeline/samples.json")}
+ROWS = {row["name"]: row for row in read_json("data_pipeline/samples.json", OWN)}
 CAPTION = "two children are playing near the river. The sky is clear and blue."
-TOKENIZER = Tokenizer.from_file(str(GOLDENS / "data_pipeline" / "toy_tokenizer" / "tokenizer.json"))
+TOKENIZER = Tokenizer.from_file(str(TOY_TOKENIZER))
 RENDERER = Renderer(TOKENIZER, Specials.from_tokenizer(TOKENIZER))
 END = RENDERER.specials.end_turn
 
@@ -73,6 +73,14 @@ def test_the_prompt_is_the_one_that_is_served(text: str, before: str, after: str
     prompt = conversation([turn_with_picture(before, after)])
     first, second = TextCodec(TOKENIZER).encode_prompt(prompt)
     assert list(sample.ids[: sample.prompt_length]) == [*first, IMAGE_ID, *second]
+
+
+def test_the_official_code_takes_a_tag_for_text_where_there_is_no_picture() -> None:
+    turns = (Turn("user", "what is <image>?"), Turn("assistant", "a tag"))
+    ids = replace(RENDERER, compat="official")(Row("x:1", turns)).ids
+    assert IMAGE_ID not in ids
+    asked = encode("\n\nwhat is <image>?")
+    assert any(list(ids[at : at + len(asked)]) == asked for at in range(len(ids)))
 
 
 @pytest.mark.parametrize(
