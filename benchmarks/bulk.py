@@ -60,13 +60,13 @@ def bare(
     engine.start()
     if states.get(timeout=600) != "ready":
         raise RuntimeError(f"the engine does not start: {engine.error}")
-    sampling, left = order.fit(runner), len(pictures)
+    fitted, left = order.fit(runner), len(pictures)
     ahead = 2 * settings.max_batch
     began = Seconds.now()
     for number, picture in enumerate(pictures):
         if number >= ahead:
             left -= _ended(done)
-        engine.submit(Job(runner.prepare(picture, None), sampling, done.put))
+        engine.submit(Job(runner.prepare(picture, fitted.question), fitted.settings, done.put))
     while left:
         left -= _ended(done)
     seconds = began.since().per(len(pictures))
@@ -100,7 +100,7 @@ def bulk(
             local.submit(-1 - number, first)
         for _ in range(workers):
             local.take()
-        run = Run(local, output, Wording(), Doubt(None), _failed, lambda tally, advanced: None)
+        run = Run(local, output, Wording(), Doubt(None), _failed, lambda *_: None, print)
         began = Seconds.now()
         run.all(Inputs((folder,)))
         return began.since().per(run.tally.captions)
