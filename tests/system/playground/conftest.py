@@ -1,12 +1,11 @@
-"""Servers, a browser and pages for the tests of the playground."""
+"""Servers and pages for the tests of the playground."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from playground_page import Playground, find_chromium, serving
-from playwright.sync_api import expect, sync_playwright
+from playground_page import Playground, serving
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -14,9 +13,6 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
     Open = Callable[..., Playground]
-
-PATIENCE_MS = 20_000
-"""Machines that run tests are busy."""
 
 
 @pytest.fixture(scope="session")
@@ -32,18 +28,6 @@ def guarded() -> Iterator[str]:
         "--max-body-bytes", "50000", "--max-image-bytes", "50000", REDIFF_API_KEYS="sesame"
     ) as address:
         yield address
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    executable = find_chromium()
-    if executable is None:
-        pytest.skip("no chromium on this machine; install one or set REDIFF_CHROMIUM")
-    expect.set_options(timeout=PATIENCE_MS)
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=executable)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture

@@ -51,7 +51,11 @@ def test_canvas_and_prompt_reach_the_server(open_page: Open) -> None:
     playground.run(canvas_length="16", tokens_per_step="4", prompt="What is “this”?")
     sent = dict(playground.page.evaluate("window.sent"))
     assert sent["prompt"] == "What is “this”?"
-    assert json.loads(sent["sampling"]) == {"tokens_per_step": 4, "canvas_length": 16}
+    assert json.loads(sent["sampling"]) == {
+        "preset": "rediff",
+        "tokens_per_step": 4,
+        "canvas_length": 16,
+    }
     assert playground.page.locator(".canvas .cell").count() == 16
 
 
