@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from rediff_model.files.image_formats.names import FORMATS
 from server.bulk.item import BulkError, Captioned, Item, Unreadable, Wording
 from server.bulk.output import Doubt
 from server.bulk.pictures import PictureError
@@ -30,6 +31,10 @@ def png(shade: int) -> bytes:
     buffer = BytesIO()
     Image.new("RGB", (6, 4), (shade, shade, shade)).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+NOT_READ = f"the image must be one of {', '.join(FORMATS)}"
+"""Why a file of some text has no caption."""
 
 
 def write_pictures(folder: Path, names: Iterable[str]) -> list[Path]:

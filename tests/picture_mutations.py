@@ -8,6 +8,7 @@ import zlib
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
+from picture_files import bmp, tiff
 from PIL import Image
 
 if TYPE_CHECKING:
@@ -47,6 +48,30 @@ def corpus() -> list[bytes]:
         _file(Image.new("L", (1, 20_000)), "PNG"),
         _file(Image.new("L", (1, 20_000)), "JPEG"),
         _file(Image.new("RGB", (16_383, 1)), "WEBP"),
+    ]
+    palette = colour.quantize(16)
+    clear = colour.convert("RGBA")
+    files += [
+        _file(palette, "GIF", interlace=0),
+        _file(palette, "GIF", interlace=1, transparency=3, comment=b"words" * 100),
+        _file(palette, "GIF", **frames, disposal=2),
+        _file(colour, "BMP"),
+        _file(palette, "BMP"),
+        _file(clear, "BMP"),
+        _file(colour.convert("1"), "BMP"),
+        bmp(24, 16, 8, bytes((24, 1, 0, 0)) * 16, compression=1, colours=2),
+        _file(colour, "TIFF"),
+        _file(clear, "TIFF", compression="tiff_lzw", exif=exif),
+        _file(colour.convert("CMYK"), "TIFF", compression="tiff_deflate", tiffinfo={278: 5}),
+        _file(colour, "TIFF", compression="jpeg"),
+        _file(colour.convert("1"), "TIFF", compression="group4"),
+        _file(palette, "TIFF", compression="packbits"),
+        _file(wide, "TIFF", big_tiff=True),
+        _file(colour, "TIFF", **frames),
+        tiff({256: [24], 257: [16], 258: [8], 262: [1]}, pixels[: 24 * 16], order=">"),
+        _file(colour, "AVIF", speed=10),
+        _file(clear, "AVIF", speed=10, exif=exif, icc_profile=b"profile" * 20, xmp=b"<x:xmpmeta>"),
+        _file(colour, "AVIF", speed=10, **frames),
     ]
     return [*files, files[5] + b"PK\x03\x04" + files[0], files[0] + files[5]]
 

@@ -1,1 +1,1 @@
-"""Files shared by server and training: atomic writes, tar archives."""
+"""Files shared by server and training: atomic writes, tar archives, pictures."""

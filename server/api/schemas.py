@@ -97,7 +97,9 @@ class ImageSource(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    base64: str | None = Field(default=None, description="A JPEG, PNG or WEBP file in base64.")
+    base64: str | None = Field(
+        default=None, description="A JPEG, PNG, WEBP, GIF, BMP, TIFF or AVIF file in base64."
+    )
     url: str | None = Field(
         default=None, description="data:image/…;base64,…, or https where the server allows it."
     )

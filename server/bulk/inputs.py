@@ -6,15 +6,14 @@ import os
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Literal
 
+from rediff_model.files.image_formats.names import SUFFIXES
 from server.bulk import parquet_input, tar_input
 from server.bulk.item import BulkError, Item, Unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp")
 
 Naming = Literal["path", "name", "stem"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from rediff_model.files.image_formats.names import SUFFIX, format_of
 from server.bulk import arrow
 from server.bulk.item import BulkError, Item, Unreadable
 
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
 
 _ROWS: Final = 16
 """Rows read at a time; pictures of them all are in memory."""
-_SUFFIXES: Final = {b"\x89PNG": ".png", b"RIFF": ".webp"}
 
 
 def pictures_of(
@@ -39,7 +39,8 @@ def _item(path: Path, member: str, name: str, value: Any) -> Item | Unreadable:
     content = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(content, bytes):
         return Unreadable(f"{path}#{member}", "the row holds no bytes of a picture")
-    suffix = _SUFFIXES.get(content[:4], ".jpg")
+    kind = format_of(content)
+    suffix = ".bin" if kind is None else SUFFIX[kind]
     return Item(str(path), name, name.lstrip("/"), suffix, member, content=content)
 
 

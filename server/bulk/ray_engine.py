@@ -30,7 +30,7 @@ _NOTHING: Final[dict[str, Any]] = asdict(Captioned("", 0.0, 0, 0, "")) | {"error
 class Captions:
     """Captions batches of rows. For `Dataset.map_batches`, with an actor each.
 
-    A row has `key`, passed on as it is; `image`, the bytes of a JPEG, PNG or WEBP file; `prompt`,
+    A row has `key`, passed on as it is; `image`, the bytes of a picture file; `prompt`,
     empty for the default question; and `settings`, JSON with the names of `rediff caption`'s
     sampler options, such as `{"preset": "adaptive", "max_new_tokens": 64}`. Its answer has `key`,
     `text`, `confidence`, `revisions`, `steps`, `finish_reason`, `warning` (how the caption differs

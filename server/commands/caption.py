@@ -56,7 +56,8 @@ def caption(
     files: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="JPEG, PNG or WEBP files, folders of them, webdataset shards (.tar), parquet.",
+            help="JPEG, PNG, WEBP, GIF, BMP, TIFF or AVIF files, folders of them, webdataset "
+            "shards (.tar), parquet.",
             metavar="[FILE]...",
             # What cannot be read is a failure of its own, and stops nothing.
             readable=False,

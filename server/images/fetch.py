@@ -12,6 +12,7 @@ from http.client import HTTPException, HTTPResponse
 from typing import TYPE_CHECKING, Final, Protocol
 from urllib.parse import urlsplit
 
+from rediff_model.files.image_formats.names import FORMATS
 from server.errors import BadBody
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 PORT: Final = 443
 _CHUNK: Final = 2**16
+_ACCEPTED: Final = ", ".join(f"image/{name.lower()}" for name in FORMATS)
 # No white space, no control, no backslash: parsers disagree about them.
 _PLAIN_URL: Final = re.compile(r"[!-\[\]-~]{1,2048}")
 _HOST: Final = re.compile(r"(?=.{1,253}$)([a-z0-9]([a-z0-9\-]*[a-z0-9])?\.)+[a-z0-9\-]*[a-z0-9]")
@@ -123,7 +125,7 @@ class RemotePictures:
     def _get(self, connection: _Timed, host: str, target: str, param: str) -> bytes:
         connection.send(
             f"GET {target} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: rediff-serve\r\n"
-            "Accept: image/jpeg, image/png, image/webp\r\nAccept-Encoding: identity\r\n"
+            f"Accept: {_ACCEPTED}\r\nAccept-Encoding: identity\r\n"
             "Connection: close\r\n\r\n"
         )
         # The response reads from whatever has `makefile`.

@@ -14,7 +14,9 @@ import pytest
 from PIL import features
 from server_fakes import png, running
 
-from server.images.decode import FORMATS, ImageError, ImageLimits, decode_image
+from rediff_model.files.image_formats.names import FORMATS
+from rediff_model.files.pictures import _DECODERS
+from server.images.decode import ImageError, ImageLimits, decode_image
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("server", "rediff_model", "kernels")
@@ -146,9 +148,10 @@ async def test_there_are_no_routes_that_change_the_server(path: str) -> None:
         assert (await server.client.get(path)).status_code == 404
 
 
-def test_only_three_decoders_of_pillow_can_be_reached() -> None:
-    assert FORMATS == ("JPEG", "PNG", "WEBP")
-    assert all(features.check(name) for name in ("jpg", "zlib", "webp"))
+def test_only_seven_decoders_of_pillow_can_be_reached() -> None:
+    assert FORMATS == ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+    assert tuple(_DECODERS) == FORMATS
+    assert all(features.check(name) for name in ("jpg", "zlib", "webp", "libtiff", "avif"))
     # Heads of formats whose decoders have overflowed or exhausted memory.
     for head in (
         b"SIMPLE  =                    T" + b" " * 3000,
@@ -159,9 +162,7 @@ def test_only_three_decoders_of_pillow_can_be_reached() -> None:
         b"\0\0\0\x0cjP  \r\n\x87\n",
         b"DDS |\0\0\0",
         b"icns\0\0\0\x10",
-        b"\0\0\0\x20ftypavif",
-        b"II*\0\x08\0\0\0",
-        b"GIF89a",
+        b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
         b"BM",
     ):
         with pytest.raises(ImageError) as caught:

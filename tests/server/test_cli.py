@@ -78,7 +78,7 @@ def test_several_files_are_named_batched_and_a_bad_one_does_not_stop_them(
     out, err = capsys.readouterr()
     assert out == f"{pictures[0]}: a pear\n{pictures[2]}: a pear\n"
     assert err.splitlines() == [
-        f"rediff: {pictures[1]}: the image must be one of JPEG, PNG, WEBP",
+        f"rediff: {pictures[1]}: the image must be one of JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF",
         f"rediff: {missing}: No such file or directory",
     ]
     assert runner.starts == [["a pear"], ["a pear"]]

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-from PIL import Image, ImageOps
+from rediff_model.files.image_formats.limits import Limits, PictureError
+from rediff_model.files.pictures import decode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from PIL import Image
+
     from training.data.archive import Member
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-MAX_PIXELS = 50_000_000
+MAX_PIXELS = Limits().max_pixels
 
 
 class ImageError(ValueError):
@@ -70,31 +70,15 @@ class ImageShards:
 
 
 def open_rgb(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode a picture as RGB, upright; the first frame of several, without transparency.
+    """Decode a picture as RGB, by the decoder that serves: upright, the first frame, on white.
 
     Raises:
-        ImageError: not there, not one of `FORMATS`, broken, truncated, or of more than
+        ImageError: not there, not of a format that is read, broken, truncated, or of more than
             `max_pixels`, which is read from the header before anything is decoded.
     """
     name = "the picture" if isinstance(source, bytes) else str(source)
     try:
-        file = io.BytesIO(source) if isinstance(source, bytes) else source
-        with Image.open(file, formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise ImageError(f"{name} has {width} x {height} pixels, over {max_pixels}")
-            return _rgb(ImageOps.exif_transpose(image))
-    except ImageError:
-        raise
-    except Exception as error:  # On broken files decoders raise whatever they stumble over.
+        data = source if isinstance(source, bytes) else source.read_bytes()
+        return decode(data, Limits(max_bytes=len(data), max_pixels=max_pixels))
+    except (OSError, PictureError) as error:
         raise ImageError(f"{name} cannot be decoded: {error}") from error
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        # Pillow would clip these at 255 instead of scaling them down.
-        grey = np.asarray(image).astype(np.int64).clip(0, 65535) // 256
-        image = Image.fromarray(grey.astype(np.uint8))
-    elif image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("RGB")

@@ -12,9 +12,9 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
+from rediff_model.files.image_formats.names import SUFFIXES
 from training.data.archive import members
 from training.data.conversation import parse_row
-from training.data.images import FORMATS
 from training.data.json_array import elements
 from training.data.problems import BadRow
 
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from training.data.archive import Member
     from training.data.conversation import Row
     from training.data.problems import Report
-
-SUFFIXES = (".jpg", ".jpeg", *(f".{name.lower()}" for name in FORMATS if name != "JPEG"))
 
 
 class RowSource(Protocol):

@@ -151,7 +151,7 @@ FILE = ("image", ("a", png()))
         ([("prompt", (None, "x"))], 422, "image"),
         ([("image", (None, "text"))], 422, "image"),
         ([("image", ("a", b""))], 400, "image"),
-        ([("image", ("a.gif", b"GIF89a" + b"\0" * 40))], 415, "image"),
+        ([("image", ("a.psd", b"8BPS" + b"\0" * 40))], 415, "image"),
         ([FILE, ("sampling", (None, "{"))], 400, "sampling"),
         ([FILE, ("sampling", (None, '{"steps": "a"}'))], 422, "sampling.steps"),
         ([FILE, ("sampling", (None, '{"steps": 0}'))], 400, "sampling.steps"),

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-from bulk_case import write_pictures, write_tar
+from bulk_case import NOT_READ, write_pictures, write_tar
 from server_fakes import DEFAULT_CAPTION, FakeRunner, png
 from server_wire import serving
 
@@ -69,7 +69,7 @@ def test_a_folder_is_written_beside_its_pictures(command: Command, folder: Path)
     status, out, err = command(folder, "--recursive", "--prompt", "a pear", "--trigger", "TOK")
     assert (status, out) == (0, "")
     first, last = err.splitlines()
-    assert first == f"rediff: {folder / 'z.png'}: the image must be one of JPEG, PNG, WEBP"
+    assert first == f"rediff: {folder / 'z.png'}: {NOT_READ}"
     assert last.startswith("rediff: 2 captions, 0 skipped, 1 failed; ")
     assert (folder / "a.txt").read_text() == "TOK, a pear\n"
     assert (folder / "in" / "b.txt").read_text() == "TOK, a pear\n"
@@ -105,7 +105,7 @@ def test_failures_go_to_the_report(command: Command, folder: Path) -> None:
         {
             "id": "z.png",
             "source": str(folder / "z.png"),
-            "reason": "the image must be one of JPEG, PNG, WEBP",
+            "reason": NOT_READ,
         }
     ]
     assert sorted(path.name for path in report.parent.iterdir()) == ["report.jsonl"]
@@ -216,7 +216,7 @@ def test_what_is_read_is_not_written(command: Command, folder: Path, words: str)
 def test_names_do_not_reach_a_terminal_as_they_are(command: Command, folder: Path) -> None:
     odd = folder / "a\n\x1b[31m\udcff.png"
     odd.write_bytes(b"no picture")
-    line = "a\\n\\x1b[31m\\udcff.png: the image must be one of JPEG, PNG, WEBP"
+    line = f"a\\n\\x1b[31m\\udcff.png: {NOT_READ}"
     assert line in command(folder)[2].splitlines()[0]
     assert line in command(folder / "a.png", odd)[2]
     odd.write_bytes(png())

@@ -29,7 +29,7 @@ def names(inputs: Inputs) -> list[str]:
 def folder(tmp_path: Path) -> Path:
     write_pictures(
         tmp_path / "set",
-        ["b.JPG", "a.png", "deep/er/e.webp", "deep/d.jpeg", "._a.png", ".hidden/h.png", "c.gif"],
+        ["b.JPG", "a.png", "deep/er/e.webp", "deep/d.jpeg", "._a.png", ".hidden/h.png", "c.raw"],
     )
     (tmp_path / "set" / "notes.txt").write_text("no picture")
     return tmp_path / "set"
@@ -42,8 +42,14 @@ def test_a_folder_gives_its_pictures_in_order(folder: Path) -> None:
     assert everything.count() == 4
 
 
+def test_a_folder_of_a_phone_passes_no_picture_over(tmp_path: Path) -> None:
+    pictures = ["a.avif", "b.GIF", "c.tiff", "d.tif", "e.bmp", "f.jfif", "g.HEIC", "h.heif"]
+    write_pictures(tmp_path, [*pictures, "i.mov", "j.aae"])
+    assert names(Inputs((tmp_path,))) == pictures
+
+
 def test_patterns_replace_the_suffixes(folder: Path) -> None:
-    assert names(Inputs((folder,), globs=("*.gif", "b*"))) == ["b.JPG", "c.gif"]
+    assert names(Inputs((folder,), globs=("*.raw", "b*"))) == ["b.JPG", "c.raw"]
     deep = Inputs((folder,), recursive=True, globs=("deep/*.webp",))
     assert names(deep) == ["deep/er/e.webp"]
 

@@ -130,7 +130,7 @@ def test_killed_at_random_points_nothing_is_lost(tmp_path: Path, kind: str, seed
     paths[5].write_bytes(b"no picture")
     runs = Runs(tmp_path / "set", kind, fake=True)
     expected = check(runs, tmp_path, seed, kills=2 if kind == "jsonl" else 1)
-    assert b"must be one of JPEG, PNG, WEBP" in expected.pop("report.jsonl")
+    assert b"must be one of JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF" in expected.pop("report.jsonl")
     captions = b"".join(expected.values())
     missing = {5}
     for shade in set(range(COUNT)) - missing:

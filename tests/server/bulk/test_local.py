@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-from bulk_case import item, write_pictures
+from bulk_case import NOT_READ, item, write_pictures
 from engine_fakes import CountingRunner
 from server_fakes import DEFAULT_CAPTION, FakeRunner
 
@@ -49,7 +49,7 @@ def test_pictures_are_captioned_and_broken_ones_told(tmp_path: Path) -> None:
     with opened(runner, tokens_per_step=2) as local:
         found = results(local, paths)
     broken = found.pop(2)
-    assert str(broken) == "the image must be one of JPEG, PNG, WEBP"
+    assert str(broken) == NOT_READ
     assert set(found.values()) == {Captioned(DEFAULT_CAPTION, 0.5, 1, 4, "stop")}
     assert sorted(found) == [0, 1, 3, 4, 5]
     assert {picture.getpixel((0, 0)) for picture in runner.pictures} == {

@@ -62,7 +62,7 @@ def test_a_worker_sees_what_the_server_would(worker: Worker, tmp_path: Path) -> 
     ("content", "reason"),
     [
         (b"", "the image is empty"),
-        (b"hello", "the image must be one of JPEG, PNG, WEBP"),
+        (b"hello", "the image must be one of JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF"),
         (png(1)[:50], "the image is broken or cut short"),
         (bytes(10_001), "the file is above the limit of 10000 bytes"),
     ],

@@ -9,37 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from picture_files import chunk, encode, noise, png
 from PIL import Image, ImageSequence
 
-from server.images.decode import MAX_JPEG_SCANS, ImageError, ImageLimits, decode_image
+from rediff_model.files.image_formats.jpeg import MAX_SCANS
+from rediff_model.files.image_formats.names import FORMATS
+from server.images.decode import ImageError, ImageLimits, decode_image
 
 LIMITS = ImageLimits(max_bytes=2**20, max_pixels=1_000_000, max_side=5_000)
-
-
-def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
-    buffer = BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def noise(width: int = 60, height: int = 40, channels: int = 3) -> Image.Image:
-    pixels = np.random.default_rng(0).integers(0, 256, (height, width, channels), dtype=np.uint8)
-    return Image.fromarray(pixels.squeeze())
-
-
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def png(width: int, height: int, depth: int, colour: int, body: bytes, extra: bytes = b"") -> bytes:
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + extra
-        + chunk(b"IDAT", zlib.compress(body))
-        + chunk(b"IEND", b"")
-    )
 
 
 def refusal(data: bytes, limits: ImageLimits = LIMITS) -> ImageError:
@@ -173,7 +150,7 @@ def test_only_the_first_frame_of_an_animation_is_used(kind: str) -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1)])
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("kind", FORMATS)
 def test_tiny_and_extreme_sizes_decode(kind: str, size: tuple[int, int]) -> None:
     assert decode_image(encode(Image.new("RGB", size), kind), LIMITS).size == size
 
@@ -190,12 +167,9 @@ def test_an_empty_body_is_400() -> None:
         b"%PDF-1.7\n",
         b"\0" * 64,
         b"RIFF\x24\0\0\0WAVEfmt ",
-        encode(noise(), "GIF"),
-        encode(noise(), "BMP"),
-        encode(noise(), "TIFF"),
         encode(noise(), "PPM"),
     ],
-    ids=["text", "svg", "pdf", "zeros", "wave", "gif", "bmp", "tiff", "ppm"],
+    ids=["text", "svg", "pdf", "zeros", "wave", "ppm"],
 )
 def test_other_formats_are_415(data: bytes) -> None:
     assert (refusal(data).status, refusal(data).code) == (415, "unsupported_image")
@@ -204,7 +178,7 @@ def test_other_formats_are_415(data: bytes) -> None:
 def test_a_picture_behind_another_format_is_415_and_before_one_decodes() -> None:
     picture, archive = encode(noise(), "PNG"), b"PK\x03\x04" + b"\0" * 40
     assert refusal(archive + picture).status == 415
-    assert refusal(encode(noise(), "GIF") + picture).status == 415
+    assert refusal(encode(noise(), "PPM") + picture).status == 415
     assert decode_image(picture + archive, LIMITS).size == (60, 40)
 
 
@@ -222,12 +196,20 @@ def test_a_signature_followed_by_another_format_is_400() -> None:
         ("PNG", {}),
         ("WEBP", {}),
         ("WEBP", {"lossless": True}),
+        ("GIF", {}),
+        ("BMP", {}),
+        ("TIFF", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("TIFF", {"compression": "tiff_deflate"}),
+        ("TIFF", {"compression": "jpeg"}),
+        ("AVIF", {}),
     ],
 )
 def test_a_truncated_file_is_refused_or_complete(kind: str, options: dict[str, Any]) -> None:
     data = encode(noise(), kind, **options)
     whole = np.asarray(decode_image(data, LIMITS))
-    for length in range(12, len(data) - 12, 50):
+    # A BMP is known by its first eighteen bytes.
+    for length in range(18, len(data) - 12, 50):
         assert refusal(data[:length]).status == 400, length
     for length in range(len(data) - 12, len(data)):
         # Without its last bytes a file may still hold every pixel: then they must be right.
@@ -245,7 +227,7 @@ def test_a_png_that_is_cut_before_its_end_is_refused() -> None:
         assert refusal(data[:-missing]).status == 400, missing
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("kind", FORMATS)
 def test_flipped_bytes_never_raise_anything_else(kind: str) -> None:
     data, random = encode(noise(24, 16), kind), np.random.default_rng(1)
     for _ in range(300):
@@ -276,7 +258,7 @@ def test_a_webp_canvas_that_claims_too_many_pixels_is_413() -> None:
     data = bytearray(encode(noise().convert("RGBA"), "WEBP", exif=b"Exif\0\0x"))
     assert data[12:16] == b"VP8X"
     data[24:30] = (15_999).to_bytes(3, "little") * 2
-    assert refusal(bytes(data)).status in (400, 413)
+    assert refusal(bytes(data)).status == 413
 
 
 @pytest.mark.parametrize("sides", [(0, 5), (5, 0), (0, 0)])
@@ -284,17 +266,17 @@ def test_an_empty_picture_is_400(sides: tuple[int, int]) -> None:
     assert refusal(png(*sides, 8, 2, b"\0")).status == 400
 
 
-def test_a_text_chunk_that_inflates_hugely_is_refused() -> None:
+def test_a_text_chunk_that_inflates_hugely_is_never_inflated() -> None:
     text = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"a" * 20_000_000))
     data = png(1, 1, 8, 2, b"\0\1\2\3", extra=text * 8)
     assert len(data) < LIMITS.max_bytes
-    assert refusal(data).status == 400
+    assert decode_image(data, LIMITS).getpixel((0, 0)) == (1, 2, 3)
 
 
 def test_a_jpeg_of_countless_scans_is_refused() -> None:
     data = encode(noise(), "JPEG", progressive=True)
     last = data.rindex(b"\xff\xda")
-    repeated = data[:-2] + data[last:-2] * MAX_JPEG_SCANS + data[-2:]
+    repeated = data[:-2] + data[last:-2] * MAX_SCANS + data[-2:]
     assert refusal(repeated).status == 400
 
 
