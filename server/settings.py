@@ -67,6 +67,7 @@ class Settings(BaseSettings):
     max_request_timeout: Seconds = 600.0
     body_timeout: Seconds = 30.0
     drain_timeout: Seconds = 30.0
+    keep_alive_timeout: int = Field(75, ge=1, le=86_400)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
     api_keys: Texts = Field((), repr=False)

@@ -15,6 +15,8 @@ Remasking = Literal["low_confidence", "random"]
 Compat = Literal["default", "official"]
 
 DEFAULT_TOKENS_PER_STEP = 4
+RANDOM_SEED = -1
+"""The seed by which many clients ask for a new one each time."""
 
 
 class SettingsError(ValueError):
@@ -60,7 +62,8 @@ class SamplerSettings:
     block for that. None leaves it to the checkpoint, see `preferring`, and is 0 by itself."""
     temperature: float = 0.0
     seed: int | None = None
-    """Makes temperature and random remasking reproducible in any batch."""
+    """Makes temperature and random remasking reproducible in any batch; None and `RANDOM_SEED`
+    draw a new one."""
     cfg_scale: float = 0.0
     """Guidance against a prompt of mask tokens; 0 is off."""
     remasking: Remasking = "low_confidence"
@@ -139,8 +142,10 @@ class SamplerSettings:
             raise SettingsError(
                 f"extra_refine_steps must be 0 or more, got {self.extra_refine_steps}"
             )
-        if self.seed is not None and not 0 <= self.seed < 2**63:
-            raise SettingsError(f"seed must lie in 0 to 2^63 - 1, got {self.seed}")
+        if self.seed == RANDOM_SEED:
+            object.__setattr__(self, "seed", None)
+        elif self.seed is not None and not -(2**63) <= self.seed < 2**63:
+            raise SettingsError(f"seed must lie in -2^63 to 2^63 - 1, got {self.seed}")
         if self.remasking not in get_args(Remasking):
             raise SettingsError(
                 f"remasking must be one of {get_args(Remasking)}, got {self.remasking!r}"

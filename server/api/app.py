@@ -83,7 +83,10 @@ def create_app(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type", "x-request-id", "traceparent"],
+            # OpenAI's client in a browser adds a dozen of its own. Which headers a page may send
+            # says nothing of which pages may.
+            allow_headers=["*"],
+            allow_private_network=True,
             expose_headers=["x-request-id", "retry-after", "x-rediff-warning"],
         )
     app.add_middleware(Envelope, trace=trace)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from python_multipart.multipart import parse_options_header
-from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
+from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 
 from server.api.schemas import CaptionBody, FileSource, SamplingOptions
 from server.errors import BadBody
@@ -30,6 +31,12 @@ _MAX_FIELDS: Final = 20
 _MAX_FIELD_BYTES: Final = 2**20
 
 
+class _InMemory(MultiPartParser):
+    """Keeps files out of the file system, which may have no room: the body is in memory anyway."""
+
+    spool_max_size = sys.maxsize
+
+
 async def read_body(request: Request, kind: type[B]) -> B:
     """A caption request, as JSON or as a form with the picture in the file part `image`.
 
@@ -38,11 +45,7 @@ async def read_body(request: Request, kind: type[B]) -> B:
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type == "multipart/form-data":
-        try:
-            return await _read_form(request, kind)
-        except HTTPException as error:
-            reason = f"the form cannot be read: {error.detail}"
-            raise BadBody(400, "invalid_request", reason) from None
+        return await _read_form(request, kind)
     try:
         return await read_json(request, kind)
     except BadBody as error:
@@ -93,23 +96,22 @@ async def _read_form(request: Request, kind: type[B]) -> B:
     _, parameters = parse_options_header(media_type)
     if parameters.get(b"charset", b"utf-8").lower() != b"utf-8":
         raise BadBody(400, "invalid_value", "the charset of a form must be utf-8")
-    async with request.form(
-        max_files=1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES
-    ) as form:
-        values: dict[str, Any] = {}
-        for name, part in form.multi_items():
-            if name in values:
-                raise BadBody(400, "invalid_value", "a field is given twice")
-            values[name] = part
-        picture = values.pop("image", None)
-        if picture is None:
-            # Sent under another name, it would be missing here and unknown there: tell both.
-            files = [name for name, part in values.items() if isinstance(part, UploadFile)]
-            hint = ", the file must be given as image" if files else ""
-            raise BadBody(422, "missing_field", f"image is missing{hint}", "image")
-        if not isinstance(picture, UploadFile):
-            raise BadBody(422, "wrong_type", "image must be a file part", "image")
-        values["image"] = FileSource(content=await picture.read())
+    parser = _InMemory(
+        request.headers,
+        request.stream(),
+        max_files=1,
+        max_fields=_MAX_FIELDS,
+        max_part_size=_MAX_FIELD_BYTES,
+    )
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        reason = f"the form cannot be read: {error.message}"
+        raise BadBody(400, "invalid_request", reason) from None
+    try:
+        values = await _values(form)
+    finally:
+        await form.close()
     if isinstance(sampling := values.get("sampling"), str):
         values["sampling"] = _parse(SamplingOptions, sampling.encode(), ("sampling",))
     try:
@@ -117,3 +119,22 @@ async def _read_form(request: Request, kind: type[B]) -> B:
         return kind.model_validate(values)
     except ValidationError as error:
         raise BadBody.of(error) from None
+
+
+async def _values(form: FormData) -> dict[str, Any]:
+    """The fields of a form, the content of its picture among them."""
+    values: dict[str, Any] = {}
+    for name, part in form.multi_items():
+        if name in values:
+            raise BadBody(400, "invalid_value", "a field is given twice")
+        values[name] = part
+    picture = values.pop("image", None)
+    if picture is None:
+        # Sent under another name, it would be missing here and unknown there: tell both.
+        files = [name for name, part in values.items() if isinstance(part, UploadFile)]
+        hint = ", the file must be given as image" if files else ""
+        raise BadBody(422, "missing_field", f"image is missing{hint}", "image")
+    if not isinstance(picture, UploadFile):
+        raise BadBody(422, "wrong_type", "image must be a file part", "image")
+    values["image"] = FileSource(content=await picture.read())
+    return values

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from server.api.openai_fields import check_fields
 from server.api.schemas import SamplingOptions
@@ -18,6 +18,11 @@ class ImageUrl(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     url: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_text(cls, value: object) -> object:
+        return {"url": value} if isinstance(value, str) else value
 
 
 class Part(BaseModel):

@@ -17,6 +17,7 @@ import uvicorn
 
 from server import logs
 from server.api.app import create_app
+from server.api.half_close import HalfClosedProtocol
 from server.metrics import Metrics
 from server.service import Service
 from server.tracing import Traces, TracingUnavailable
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 _UNREAD_SECONDS: Final = 60
 """After which a connection is cut whose peer takes nothing of what was sent."""
-_KEEP_ALIVE: Final = 75
-"""Seconds that an idle connection stays open: longer than proxies keep theirs, mostly 60."""
 _LAST_WORDS: Final = 5
 """Seconds for answers that are still being written after everything has ended."""
 
@@ -108,14 +107,14 @@ async def _serve(settings: Settings, load: Callable[[], Runner], listener: socke
     service = Service(load, settings.engine(), Metrics(), settings.name, give_up)
     config = uvicorn.Config(
         create_app(service, settings, traces),
-        http="h11",
+        http=HalfClosedProtocol,
         ws="none",
         lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=_LAST_WORDS,
-        timeout_keep_alive=_KEEP_ALIVE,
+        timeout_keep_alive=settings.keep_alive_timeout,
     )
     server = DrainingServer(config, service, settings.drain_timeout)
     host, port = listener.getsockname()[:2]

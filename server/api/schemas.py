@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rediff_model.config import Preset
 from rediff_model.sampling.params import SamplerSettings, SettingsError
+from server.api.picture_source import from_base64, from_url
 from server.errors import BadBody, BadSetting
 
 if TYPE_CHECKING:
@@ -17,8 +16,6 @@ if TYPE_CHECKING:
 
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-
-_WHITESPACE: Final = {ord(character): None for character in " \t\r\n"}
 
 
 class SamplingOptions(BaseModel):
@@ -55,7 +52,9 @@ class SamplingOptions(BaseModel):
         default=None, ge=0, le=2**31 - 1, description="Steps at most after the last mask."
     )
     temperature: float | None = Field(default=None, ge=0, le=10)
-    seed: int | None = Field(default=None, ge=0, le=2**63 - 1, description="Repeats chance.")
+    seed: int | None = Field(
+        default=None, ge=-(2**63), le=2**63 - 1, description="Random seed; -1 draws a new one."
+    )
     cfg_scale: float | None = Field(
         default=None, ge=0, le=100, description="Guidance away from an empty prompt."
     )
@@ -97,6 +96,11 @@ class ImageSource(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_text(cls, value: object) -> object:
+        return {"url": value} if isinstance(value, str) else value
+
     base64: str | None = Field(
         default=None, description="A JPEG, PNG, WEBP, GIF, BMP, TIFF or AVIF file in base64."
     )
@@ -114,7 +118,7 @@ class ImageSource(BaseModel):
             raise BadBody(400, "invalid_value", "give either base64 or url", "image")
         if self.url is not None:
             return from_url(self.url, "image.url", fetch)
-        return _from_base64(self.base64 or "", "image.base64")
+        return from_base64(self.base64 or "", "image.base64")
 
 
 class FileSource(ImageSource):
@@ -227,28 +231,3 @@ class ErrorAnswer(BaseModel):
     """Every error looks like this."""
 
     error: ErrorDetail
-
-
-def from_url(url: str, param: str, fetch: Fetch) -> bytes:
-    """The bytes of a data URL; `fetch` gets those of any other.
-
-    Raises:
-        BadBody: broken base64, or whatever `fetch` raises.
-    """
-    head, comma, payload = url.partition(",")
-    if head[:5].lower() != "data:":
-        return fetch(url, param)
-    if not comma or not head.lower().endswith(";base64"):
-        raise BadBody(400, "invalid_value", "the data URL must hold base64", param)
-    return _from_base64(payload, param)
-
-
-def _from_base64(text: str, param: str) -> bytes:
-    try:
-        if not text.isascii():
-            # To translate such a text takes a hundred times as long.
-            raise ValueError
-        # `base64 FILE` wraps its lines; any other character outside the alphabet is an error.
-        return base64.b64decode(text.translate(_WHITESPACE), validate=True)
-    except (binascii.Error, ValueError):
-        raise BadBody(400, "invalid_base64", "the image is not valid base64", param) from None

@@ -109,6 +109,15 @@ def serve(
     drain_timeout: Annotated[
         str | None, setting(30.0, "Seconds that SIGTERM leaves.", "drain_timeout")
     ] = None,
+    keep_alive_timeout: Annotated[
+        str | None,
+        setting(
+            75,
+            "Seconds that an idle connection stays open; longer than a proxy in front keeps its "
+            "own.",
+            "keep_alive_timeout",
+        ),
+    ] = None,
     log_level: Annotated[
         str | None, setting("info", "debug, info, warning or error.", "log_level")
     ] = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
@@ -77,8 +78,8 @@ def test_refine_start_is_a_last_part_of_the_steps(start: float, steps: int, firs
             {"compat": "official", "extra_refine_steps": 1},
             "compat official has no extra_refine_steps, got 1",
         ),
-        ({"seed": -1}, "seed must lie in 0 to 2^63 - 1, got -1"),
-        ({"seed": 2**63}, "seed must lie in 0 to 2^63 - 1, got 9223372036854775808"),
+        ({"seed": -(2**63) - 1}, "seed must lie in -2^63 to 2^63 - 1, got -9223372036854775809"),
+        ({"seed": 2**63}, "seed must lie in -2^63 to 2^63 - 1, got 9223372036854775808"),
         ({"remasking": "entropy"}, "remasking must be one of .*, got 'entropy'"),
         ({"compat": "old"}, "compat must be one of .*, got 'old'"),
         ({"canvas_length": 2, "draft": (1, 2, 3)}, "draft has 3 tokens, canvas_length is 2"),
@@ -223,3 +224,10 @@ def test_a_configuration_s_block_lengths_must_divide_its_canvas() -> None:
 
 def test_a_checkpoint_may_name_every_preset_and_no_other() -> None:
     assert tuple(PRESETS) == get_args(Preset)
+
+
+def test_the_seed_of_minus_one_is_none() -> None:
+    assert SamplerSettings(seed=-1) == SamplerSettings()
+    assert replace(SamplerSettings(seed=5), seed=-1).seed is None
+    for seed in (-2, -(2**63), 0, 2**63 - 1):
+        assert SamplerSettings(seed=seed).seed == seed

@@ -113,12 +113,15 @@ def test_a_seed_is_the_same_in_any_batch_and_none_is_another_every_time() -> Non
     model = model_of("prefix", 0)
     hot = SamplerSettings(canvas_length=24, temperature=3.0, stop=())
     prompt = prompt_of(0, 4)
-    seeded = [replace(hot, seed=seed) for seed in (1, 2, 1)]
-    first, second, third = sampler.generate(model, [prompt] * 3, seeded, IDS)
-    assert_equal(first, third)
-    assert first.ids != second.ids
-    free = sampler.generate(model, [prompt] * 2, [hot] * 2, IDS)
-    assert free[0].ids != free[1].ids
+    for one, other in ((1, 2), (-2, 2), (-(2**63), 2**63 - 1)):
+        seeded = [replace(hot, seed=seed) for seed in (one, other, one)]
+        first, second, third = sampler.generate(model, [prompt] * 3, seeded, IDS)
+        assert_equal(first, third)
+        assert_equal(first, reference.generate(model, prompt, seeded[0], IDS))
+        assert first.ids != second.ids
+    for free in (hot, replace(hot, seed=-1)):
+        first, second = sampler.generate(model, [prompt] * 2, [free] * 2, IDS)
+        assert first.ids != second.ids
 
 
 def test_default_captions_hold_no_mask_and_no_suppressed_token() -> None:

@@ -245,6 +245,38 @@ async def test_other_origins_see_nothing_unless_allowed() -> None:
         assert "access-control-allow-origin" not in answer.headers
 
 
+OPENAI_HEADERS = (
+    "authorization,content-type,openai-organization,openai-project,x-stainless-arch,"
+    "x-stainless-helper-method,x-stainless-lang,x-stainless-os,x-stainless-package-version,"
+    "x-stainless-retry-count,x-stainless-runtime,x-stainless-runtime-version,x-stainless-timeout"
+)
+
+
+@pytest.mark.parametrize("headers", [OPENAI_HEADERS, "x-my-own", "Authorization, X-Stainless-OS"])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize("allowed", ["https://a.example", "*"])
+async def test_a_page_with_the_openai_client_may_ask(
+    headers: str, method: str, allowed: str
+) -> None:
+    preflight = {
+        "origin": "https://a.example",
+        "access-control-request-method": method,
+        "access-control-request-headers": headers,
+        "access-control-request-private-network": "true",
+    }
+    async with running(cors_origins=[allowed], api_keys=KEYS) as server:
+        answer = await server.client.options("/v1/chat/completions", headers=preflight)
+        assert answer.status_code == 200
+        assert answer.headers["access-control-allow-origin"] == allowed
+        assert answer.headers["access-control-allow-headers"] == headers
+        assert answer.headers["access-control-allow-private-network"] == "true"
+    if allowed != "*":
+        async with running(cors_origins=["https://b.example"]) as server:
+            answer = await server.client.options("/v1/chat/completions", headers=preflight)
+            assert answer.status_code == 400
+            assert "access-control-allow-origin" not in answer.headers
+
+
 async def test_the_page_may_load_nothing_from_elsewhere() -> None:
     async with running() as server:
         answer = await server.client.get("/")

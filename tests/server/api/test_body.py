@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
+import tempfile
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from picture_files import encode, noise
 from server_fakes import png, running
 
 from server.api import body
@@ -135,3 +138,17 @@ async def test_files_of_the_page_come_whole_whatever_part_is_asked_for(
         whole = await server.client.get(path)
         part = await server.client.get(path, headers={"range": asked})
         assert (part.status_code, part.content) == (200, whole.content)
+
+
+async def test_a_form_needs_no_room_for_temporary_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room(*_: object, **__: object) -> None:
+        raise OSError(errno.EFBIG, "File too large")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", no_room)
+    with tempfile.SpooledTemporaryFile(max_size=1) as spool, pytest.raises(OSError, match="large"):
+        spool.write(b"ab")
+    large = encode(noise(900, 900), "BMP")
+    assert len(large) > 2_400_000
+    async with running() as server:
+        answer = await server.client.post("/caption", files={"image": ("a.bmp", large)})
+        assert (answer.status_code, server.runner.pictures[0].size) == (200, (900, 900))

@@ -94,7 +94,7 @@ def error_of(answer: httpx.Response, status: int) -> dict[str, Any]:
         ),
         (body(sampling={"block_length": 3}), 400, "sampling.block_length", "invalid_value"),
         (body(sampling={"temperature": -1}), 400, "sampling.temperature", "invalid_value"),
-        (body(sampling={"seed": -1}), 400, "sampling.seed", "invalid_value"),
+        (body(sampling={"seed": -(2**63) - 1}), 400, "sampling.seed", "invalid_value"),
         (
             body(sampling={"steps": 4, "tokens_per_step": 2}),
             400,
