@@ -59,6 +59,8 @@ class FakeRunner:
         self.asked: list[Question | None] = []
         self.starts: list[list[str]] = []
         """The captions of those who joined at a step, in order."""
+        self.seeds: list[int | None] = []
+        """Those of the jobs, in the order in which they joined."""
 
     def prepare(self, image: Image.Image, question: Question | None) -> Prepared:
         assert self.prepare_allowed.wait(10)
@@ -158,6 +160,7 @@ class FakeBatch:
         if "boom start" in questions:
             raise RuntimeError("cannot start")
         self._runner.starts.append(questions)
+        self._runner.seeds += [job.settings.seed for job in jobs.values()]
         self._rows |= {number: self._runner.row(job) for number, job in jobs.items()}
 
     def step(self) -> Outcome:

@@ -322,3 +322,23 @@ async def test_an_empty_caption_is_not_sure() -> None:
     async with running(Silent()) as server:
         answer = (await server.client.post("/caption", json=body(return_tokens=True))).json()
         assert (answer["caption"], answer["caption_confidence"]) == ("", 0.0)
+
+
+async def test_negative_seeds_are_taken_on_every_route() -> None:
+    url = {"type": "image_url", "image_url": f"data:image/png;base64,{PICTURE}"}
+    chat = {"messages": [{"role": "user", "content": [url]}]}
+    async with running() as server:
+        for seed in (-1, -2, -(2**63), 0, 2**63 - 1):
+            answers = [
+                await server.client.post("/caption", json=body(sampling={"seed": seed})),
+                await server.client.post("/refine", json=body(draft="a", sampling={"seed": seed})),
+                await server.client.post("/v1/chat/completions", json=chat | {"seed": seed}),
+                await server.client.post(
+                    "/caption",
+                    files={"image": ("a", png())},
+                    data={"sampling": json.dumps({"seed": seed})},
+                ),
+            ]
+            assert [answer.status_code for answer in answers] == [200] * 4
+            expected = None if seed == -1 else seed
+            assert server.runner.seeds[-4:] == [expected] * 4

@@ -78,6 +78,12 @@ def test_a_folder_is_written_beside_its_pictures(command: Command, folder: Path)
     assert "0 captions, 2 skipped, 1 failed" in err
 
 
+def test_negative_seeds_are_taken(command: Command, folder: Path) -> None:
+    for seed, expected in (("-1", None), ("-2", -2)):
+        assert command(folder / "a.png", "--seed", seed)[0] == 0
+        assert command.runner.seeds[-1] == expected
+
+
 def test_files_are_written_when_it_is_said_where(command: Command, folder: Path) -> None:
     status, out, _ = command(folder / "a.png", "--out", folder / "texts", "--append", ".")
     assert (status, out) == (0, "")
