@@ -12,7 +12,7 @@ import uvicorn
 from server_fakes import FakeRunner
 
 from server.api.app import create_app
-from server.api.half_close import HalfClosedProtocol
+from server.api.process import http_config
 from server.metrics import Metrics
 from server.service import Service
 from server.settings import Settings
@@ -29,9 +29,7 @@ def serving(load: Callable[[], Runner] = FakeRunner, **settings: Any) -> Iterato
     chosen = Settings.read({"model": "fake", **settings})
     service = Service(load, chosen.engine(), Metrics(), chosen.name)
     app = create_app(service, chosen)
-    config = uvicorn.Config(
-        app, http=HalfClosedProtocol, lifespan="off", log_config=None, access_log=False
-    )
+    config = http_config(app, chosen)
     server, ready = uvicorn.Server(config), threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listener:
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from io import BytesIO
 from typing import TYPE_CHECKING, Final
 
@@ -18,7 +19,13 @@ from PIL import (
 )
 
 from rediff_model.files.image_formats import avif, gif, jpeg, png, tiff
-from rediff_model.files.image_formats.limits import Limits, Parts, PictureError, broken
+from rediff_model.files.image_formats.limits import (
+    BYTES_PER_PART,
+    Limits,
+    Parts,
+    PictureError,
+    broken,
+)
 from rediff_model.files.image_formats.names import FORMATS, Format, format_of, unread_name
 
 if TYPE_CHECKING:
@@ -37,6 +44,8 @@ _DECODERS: Final[dict[Format, type[ImageFile]]] = {
 _BMP_RUNS: Final = (1, 2)
 """Compressions of BMP whose decoder reads byte by byte."""
 _READS_OF_RUNS: Final = 2**20
+_PIXELS_OF_RUNS: Final = 2**22
+"""Each costs a round of a loop in Python."""
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 _ORIENTATION_TAG: Final = 0x0112
 _ORIENTATIONS: Final = {
@@ -123,7 +132,9 @@ def _first_picture(kind: Format, data: bytes, limits: Limits) -> bytes:
 
 def _decode(kind: Format, data: bytes, limits: Limits) -> Image.Image:
     runs = kind == "BMP" and int.from_bytes(data[30:34], "little") in _BMP_RUNS
-    parts = Parts(len(data) + (_READS_OF_RUNS * 256 if runs else 0))
+    parts = Parts(len(data) + (_READS_OF_RUNS * BYTES_PER_PART if runs else 0))
+    if runs:
+        limits = replace(limits, max_pixels=min(limits.max_pixels, _PIXELS_OF_RUNS))
     with _DECODERS[kind](_Counted(data, parts)) as image:
         limits.check_size(*image.size)
         covered = image.tile[0][1] if kind == "GIF" else None

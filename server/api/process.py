@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType
 
+    from fastapi import FastAPI
+
     from server.engine.request import Runner
     from server.settings import Settings
 
@@ -97,16 +99,10 @@ def run(settings: Settings, load: Callable[[], Runner]) -> None:
         os._exit(0)
 
 
-async def _serve(settings: Settings, load: Callable[[], Runner], listener: socket.socket) -> bool:
-    began = time.monotonic()
-
-    def give_up() -> None:
-        server.should_exit = True
-
-    traces = _traces(settings)
-    service = Service(load, settings.engine(), Metrics(), settings.name, give_up)
-    config = uvicorn.Config(
-        create_app(service, settings, traces),
+def http_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """How uvicorn serves the app."""
+    return uvicorn.Config(
+        app,
         http=HalfClosedProtocol,
         ws="none",
         lifespan="off",
@@ -116,6 +112,17 @@ async def _serve(settings: Settings, load: Callable[[], Runner], listener: socke
         timeout_graceful_shutdown=_LAST_WORDS,
         timeout_keep_alive=settings.keep_alive_timeout,
     )
+
+
+async def _serve(settings: Settings, load: Callable[[], Runner], listener: socket.socket) -> bool:
+    began = time.monotonic()
+
+    def give_up() -> None:
+        server.should_exit = True
+
+    traces = _traces(settings)
+    service = Service(load, settings.engine(), Metrics(), settings.name, give_up)
+    config = http_config(create_app(service, settings, traces), settings)
     server = DrainingServer(config, service, settings.drain_timeout)
     host, port = listener.getsockname()[:2]
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -6,8 +6,10 @@ import inspect
 from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
+from fastapi import FastAPI
 from pydantic_core import PydanticUndefined
 
+from server.api.process import http_config
 from server.commands.serve import serve
 from server.engine.config import EngineConfig
 from server.settings import EMBEDDED, BadSettings, Settings
@@ -141,3 +143,8 @@ def test_serve_has_an_option_with_the_true_default_for_every_setting() -> None:
         assert default is not PydanticUndefined
         assert option.show_default == words.get(name, str(default))
         assert option.help
+
+
+@pytest.mark.parametrize(("given", "seconds"), [({}, 75), ({"keep_alive_timeout": "6"}, 6)])
+def test_idle_connections_outlast_those_of_proxies(given: dict[str, str], seconds: int) -> None:
+    assert http_config(FastAPI(), Settings.read(given)).timeout_keep_alive == seconds

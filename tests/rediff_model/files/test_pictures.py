@@ -303,6 +303,15 @@ def test_a_bmp_of_runs_is_read() -> None:
     assert found[:, 258].tolist() == [[253, 0, 0]] * 200
 
 
+def test_a_bmp_of_runs_may_be_of_four_million_pixels() -> None:
+    """A row may be two bytes long, and each of its pixels is filled in Python."""
+    for side, reason in ((2048, "broken"), (2049, "too_large")):
+        data = bmp(side, side, 8, b"\0\1", compression=1, colours=2)
+        with pytest.raises(PictureError) as caught:
+            decode(data, Limits())
+        assert caught.value.reason == reason
+
+
 @pytest.mark.parametrize("size", [(100_000, 1), (2_000, 2_000), (2**31 - 1, 2**31 - 1)])
 def test_a_bmp_that_claims_too_many_pixels_is_refused(size: tuple[int, int]) -> None:
     assert refusal(bmp(*size, 24, b"\0" * 8)).reason == "too_large"

@@ -153,11 +153,18 @@ SAMPLING = {
     "end_threshold": mostly(st.floats(0, 1)),
     "extra_refine_steps": LENGTHS,
     "temperature": mostly(st.floats(0, 10)),
-    "seed": mostly(st.integers(0, 2**63 - 1)),
+    "seed": mostly(st.integers(-(2**63), 2**63 - 1)),
     "cfg_scale": mostly(st.floats(0, 100)),
     "remasking": mostly(st.sampled_from(["low_confidence", "random"])),
 }
-GOOD_IMAGES = st.sampled_from([{"base64": PICTURE}, {"url": f"data:image/png;base64,{PICTURE}"}])
+GOOD_IMAGES = st.sampled_from(
+    [
+        {"base64": PICTURE},
+        {"url": f"data:image/png;base64,{PICTURE}"},
+        {"url": f" data: image/png ; base64,{PICTURE.rstrip('=')}"},
+        PICTURE.replace("+", "%2B"),
+    ]
+)
 ODD_IMAGES = st.one_of(
     st.fixed_dictionaries({}, optional={"base64": WORDS, "url": WORDS, "other": JSON}),
     st.sampled_from(["file:///etc/passwd", "http://127.0.0.1/", "data:,", "data:;base64,"]).map(
