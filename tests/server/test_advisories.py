@@ -122,7 +122,8 @@ async def test_of_many_pictures_only_the_last_is_read() -> None:
         assert len(server.runner.pictures) == 1
         content.reverse()
         answer = await server.client.post("/v1/chat/completions", json=body)
-        assert answer.json()["error"]["message"] == "the image is not valid base64"
+        message = "the image is not valid base64: character 1 is not of its alphabet"
+        assert answer.json()["error"]["message"] == message
 
 
 @pytest.mark.anyio

@@ -447,6 +447,8 @@ def test_a_shard_cut_within_a_header_is_reported(tmp_path: Path) -> None:
     path.write_bytes(whole[:1400])
     report = Report()
     assert len(RowShards([path], report)) == 1
-    assert [problem.reason for problem in report.problems] == ["no end mark: it may be cut off"]
+    assert [problem.reason for problem in report.problems] == [
+        "not a whole, plain tar file: it is cut or overwritten at byte 1024"
+    ]
     path.write_bytes(whole)
     assert RowShards([path], Report()).row(0).image == "cat.png"
