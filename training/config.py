@@ -206,6 +206,10 @@ class SceneTraining(Training):
     """Pictures a step."""
     wordings: int = Field(2, gt=1)
     """Canvases a picture, with different captions."""
+    other_prompts: float = Field(0.0, ge=0, le=1)
+    """Share of the steps that ask in other words than the default prompt, see
+    `training.stickers.prompts`; above 0 the checkpoint no longer lists the prompts it was
+    taught."""
     parts: int = Field(1, gt=0)
     """Batches of `pictures` that make up a step, over all processes."""
     align_steps: int = Field(800, ge=0)

@@ -21,9 +21,10 @@ from training.config import TrainConfigError
 from training.loop.state import processes
 from training.scenes.add_classifier import closer, widened
 from training.scenes.canvases import CanvasBuilder
-from training.scenes.objective import SceneObjective
+from training.scenes.objective import SceneObjective, Text
 from training.stickers.atlas import Atlas
 from training.stickers.grammar import compose
+from training.stickers.prompts import draw_prompt
 from training.stickers.sample import sample_scene
 from training.stickers.tokenizer import (
     BOS,
@@ -61,6 +62,13 @@ class SceneRun:
     model_config: ModelConfig
     objective: SceneObjective
     canvases: CanvasBuilder
+    codec: TextCodec
+
+    def drawn_text(self, rng: np.random.Generator) -> Text | None:
+        """What the pictures of one step are asked; None is the default prompt."""
+        if not self.config.other_prompts or rng.random() >= self.config.other_prompts:
+            return None
+        return Text.of(self.codec, draw_prompt(rng))
 
 
 def prepare(config: SceneTraining, folder: Path, on_policy: OnPolicy | None = None) -> SceneRun:
@@ -102,10 +110,12 @@ def prepare(config: SceneTraining, folder: Path, on_policy: OnPolicy | None = No
         model_config.preferences,
         **{name: value for name, value in preferred.items() if value is not None},
     )
-    model_config = replace(model_config, preferences=preferences)
+    taught = () if config.other_prompts else model_config.taught_prompts
+    model_config = replace(model_config, preferences=preferences, taught_prompts=taught)
     cast("nn.Module", model.tower).requires_grad_(False)
     model.to(processes().device)
-    before, after = TextCodec(tokenizer).encode_prompt(conversation([DEFAULT_QUESTION]))
+    codec = TextCodec(tokenizer)
+    before, after = codec.encode_prompt(conversation([DEFAULT_QUESTION]))
     objective = SceneObjective(
         model,
         before,
@@ -122,7 +132,9 @@ def prepare(config: SceneTraining, folder: Path, on_policy: OnPolicy | None = No
         stop_id=model_config.stop_token_id,
         special_ids=len(SPECIAL_TOKENS),
     )
-    return SceneRun(config, folder, atlas, tokenizer, model, model_config, objective, canvases)
+    return SceneRun(
+        config, folder, atlas, tokenizer, model, model_config, objective, canvases, codec
+    )
 
 
 def _fill(

@@ -7,12 +7,13 @@ N canvases, Q prompt rows, D hidden size, V vocabulary, Y places.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, rms_norm
 
+from rediff_model.chat_template import asked, conversation
 from rediff_model.runtime.attention import DenseAttend, PrefixAttend
 from training.loss.on_policy import OnPolicy, entropy, fill_factors, fill_masks
 from training.scenes.canvases import (
@@ -32,7 +33,23 @@ from training.stickers.templates import SLOTS
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from rediff_model.chat_template import Question, TextCodec
     from rediff_model.model import CaptionModel
+
+
+class Text(NamedTuple):
+    """Ids of a prompt's text, each [Q], before and after the picture."""
+
+    before_Q: Tensor
+    after_Q: Tensor
+
+    @classmethod
+    def of(cls, codec: TextCodec, question: Question) -> Self:
+        before, after = codec.encode_prompt(conversation(asked(question)))
+        return cls(torch.tensor(before, dtype=torch.long), torch.tensor(after, dtype=torch.long))
+
+    def to(self, device: torch.device) -> Self:
+        return type(self)(*(ids_Q.to(device) for ids_Q in self))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,26 +65,26 @@ class SceneBatch:
     places_NC: Tensor
     place_weights_NC: Tensor
     fill_N: Tensor
+    text: Text | None = None
+    """What every picture of the batch is asked; None is what the objective was given."""
 
     @classmethod
-    def of(cls, features_BPF: Tensor, canvases: Canvases) -> Self:
-        arrays = (
-            canvases.inputs_NC,
-            canvases.targets_NC,
-            canvases.weights_NC,
-            canvases.parts_NC,
-            canvases.slots_NC,
-            canvases.places_NC,
-            canvases.place_weights_NC,
-            canvases.fill_N,
-        )
-        return cls(features_BPF, *(torch.from_numpy(array) for array in arrays))
+    def of(cls, features_BPF: Tensor, canvases: Canvases, text: Text | None = None) -> Self:
+        arrays = {
+            item.name: torch.from_numpy(getattr(canvases, item.name)) for item in fields(Canvases)
+        }
+        return cls(features_BPF, **arrays, text=text)
 
     def weight(self) -> float:
         return float(self.weights_NC.sum())
 
     def to(self, device: torch.device) -> Self:
-        return type(self)(*(getattr(self, item.name).to(device) for item in fields(self)))
+        moved = {
+            item.name: getattr(self, item.name).to(device)
+            for item in fields(self)
+            if item.name != "text"
+        }
+        return type(self)(**moved, text=self.text and self.text.to(device))
 
 
 class SceneObjective(nn.Module):
@@ -99,6 +116,8 @@ class SceneObjective(nn.Module):
         self.places: nn.Linear | None = None
         if places:
             self.places = nn.Linear(model.config.language.hidden_size, PLACES, device=model.device)
+        self.before_Q: Tensor
+        self.after_Q: Tensor
         self.register_buffer("before_Q", torch.tensor(before), persistent=False)
         self.register_buffer("after_Q", torch.tensor(after), persistent=False)
         self.run = torch.compile(self.losses) if compiled else self.losses
@@ -112,7 +131,7 @@ class SceneObjective(nn.Module):
         """The weighted sum, and (sum, count) of the plain loss for every part."""
         batch = self.filled(batch)
         losses_NC, misplaced_NC, entropy_NC = self.run(
-            batch.features_BPF, batch.inputs_NC, batch.targets_NC, batch.places_NC
+            batch.features_BPF, batch.inputs_NC, batch.targets_NC, batch.places_NC, self.text(batch)
         )
         loss = (losses_NC * batch.weights_NC).sum()
         if self.on_policy is not None and entropy_NC is not None:
@@ -145,7 +164,9 @@ class SceneObjective(nn.Module):
         config = self.captioner.config
         each = len(batch.inputs_NC) // len(batch.features_BPF)
         before_KC, targets_KC = batch.inputs_NC[chosen_N], batch.targets_NC[chosen_N]
-        logits_TV = self.predict(batch.features_BPF[chosen_N // each], before_KC).float()
+        logits_TV = self.predict(
+            batch.features_BPF[chosen_N // each], before_KC, text=self.text(batch)
+        ).float()
         logits_TV[:, [config.mask_token_id, *config.suppressed_token_ids]] = -torch.inf
         inputs_KC, filled_KC = fill_masks(
             before_KC,
@@ -167,14 +188,23 @@ class SceneObjective(nn.Module):
             ),
         )
 
+    def text(self, batch: SceneBatch) -> Text:
+        """What the pictures of a batch are asked."""
+        return batch.text or Text(self.before_Q, self.after_Q)
+
     def losses(
-        self, features_BPF: Tensor, inputs_NC: Tensor, targets_NC: Tensor, places_NC: Tensor
+        self,
+        features_BPF: Tensor,
+        inputs_NC: Tensor,
+        targets_NC: Tensor,
+        places_NC: Tensor,
+        text: Text,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Cross entropy of the words at every position, of the places if there is a head for them,
         and, if it counts, the entropy of masked positions that are predicted right, 0 elsewhere,
         [N, C]."""
         states: list[Tensor] | None = None if self.places is None else []
-        logits_TV = self.logits(features_BPF, inputs_NC, states).float()
+        logits_TV = self.logits(features_BPF, inputs_NC, states, text).float()
         words_T = cross_entropy(logits_TV, targets_NC.flatten(), reduction="none")
         entropy_NC = None
         if self.on_policy is not None and self.on_policy.entropy_weight:
@@ -192,14 +222,18 @@ class SceneObjective(nn.Module):
         return words_T.view(targets_NC.shape), places_T.view(targets_NC.shape), entropy_NC
 
     def logits(
-        self, features_BPF: Tensor, inputs_NC: Tensor, states: list[Tensor] | None = None
+        self,
+        features_BPF: Tensor,
+        inputs_NC: Tensor,
+        states: list[Tensor] | None = None,
+        text: Text | None = None,
     ) -> Tensor:
         """Logits of all canvas rows, [N x C, V]; `states` receives those rows after each layer."""
         if self.captioner.config.language.prefix_attention == "full":
-            return self._logits_seen_by_prompt(features_BPF, inputs_NC, states)
+            return self._logits_seen_by_prompt(features_BPF, inputs_NC, states, text)
         decoder = self.captioner.model
         pictures, canvases = len(features_BPF), len(inputs_NC)
-        prompt_BQD = self.prompt(features_BPF)
+        prompt_BQD = self.prompt(features_BPF, text)
         rows = prompt_BQD.shape[1]
         positions_Q = torch.arange(rows, device=features_BPF.device)
         attend = DenseAttend(pictures, record=True)
@@ -215,12 +249,16 @@ class SceneObjective(nn.Module):
         return self.captioner.logits(hidden_TD)
 
     def _logits_seen_by_prompt(
-        self, features_BPF: Tensor, inputs_NC: Tensor, states: list[Tensor] | None
+        self,
+        features_BPF: Tensor,
+        inputs_NC: Tensor,
+        states: list[Tensor] | None,
+        text: Text | None,
     ) -> Tensor:
         """The same with full attention: every canvas has prompt rows of its own."""
         decoder = self.captioner.model
         canvases, columns = inputs_NC.shape
-        prompt_BQD = self.prompt(features_BPF)
+        prompt_BQD = self.prompt(features_BPF, text)
         prompt_NQD = prompt_BQD.repeat_interleave(canvases // len(features_BPF), 0)
         whole_NLD = torch.cat((prompt_NQD, decoder.embed_tokens(inputs_NC)), dim=1)
         positions_L = torch.arange(whole_NLD.shape[1], device=features_BPF.device)
@@ -239,14 +277,15 @@ class SceneObjective(nn.Module):
             states += map(canvas_rows, all_states)
         return self.captioner.logits(canvas_rows(hidden_TD))
 
-    def prompt(self, features_BPF: Tensor) -> Tensor:
+    def prompt(self, features_BPF: Tensor, text: Text | None = None) -> Tensor:
         """Prompt rows: text, projected cells and the newline, text, [B, Q, D]."""
         decoder = self.captioner.model
         pictures = len(features_BPF)
         image_BPD = self.captioner.project(features_BPF)
         newline_B1D = self.captioner.newline_D.expand(pictures, 1, -1)
-        before = decoder.embed_tokens(self.before_Q).expand(pictures, -1, -1)
-        after = decoder.embed_tokens(self.after_Q).expand(pictures, -1, -1)
+        before_Q, after_Q = text or (self.before_Q, self.after_Q)
+        before = decoder.embed_tokens(before_Q).expand(pictures, -1, -1)
+        after = decoder.embed_tokens(after_Q).expand(pictures, -1, -1)
         return torch.cat((before, image_BPD, newline_B1D, after), dim=1)
 
 

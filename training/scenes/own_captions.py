@@ -19,6 +19,7 @@ from training.scenes.canvases import (
     END_SLOT,
     MASKED,
     NOWHERE,
+    RELATION_SLOTS,
     Canvases,
 )
 from training.scenes.draft_canvases import Deck
@@ -57,6 +58,10 @@ class OwnCaptionShape(Strict):
     numbers: float = Field(0.0, ge=0, le=1)
     """Of the masked canvases, the share that misses nothing but its numbers and what agrees with
     them, so that they can be counted in the text."""
+    relations: float = Field(0.0, ge=0, le=1)
+    """Of the masked canvases, the share that misses nothing but its relations' words of one kind
+    (how two stickers stand, or which they are), so that they can be read off the places in the
+    text. `numbers` and `relations` are at most 1 together."""
     on_policy: float = Field(0.5, ge=0, le=1)
     """Of a picture's canvases, the share of which the model fills masks itself."""
     policy_low: float = Field(0.5, ge=0, le=1)
@@ -77,6 +82,10 @@ class OwnCaptionShape(Strict):
     def _check(self) -> Self:
         if self.mask_low > self.mask_high:
             raise ValueError(f"mask_low {self.mask_low} is above mask_high {self.mask_high}")
+        if self.numbers + self.relations > 1:
+            raise ValueError(
+                f"numbers {self.numbers} and relations {self.relations} exceed 1 together"
+            )
         for slot, weight in self.slot_weights.items():
             if weight < 0:
                 raise ValueError(f"slot_weights: {slot} must be 0 or more, got {weight}")
@@ -180,10 +189,16 @@ class OwnCaptions:
         rate_N1 = low_N1 + rng.random((count, 1)) * (high_N1 - low_N1)
         masked_NC = rng.random(slots_NC.shape) < rate_N1
         numbers_NC = numbers_and_agreement(slots_NC)
-        counts_N = (rng.random(count) < shape.numbers) & (fill_N == 0) & numbers_NC.any(axis=1)
         pair_N = np.repeat(paired, per_picture) & (fill_N == 0)
-        counts_N &= ~pair_N
+        drill_N = rng.random(count)
+        drill_N[(fill_N > 0) | pair_N] = 1.0
+        counts_N = (drill_N < shape.numbers) & numbers_NC.any(axis=1)
         masked_NC[counts_N] = numbers_NC[counts_N]
+        if shape.relations:
+            kind_N1 = np.array(RELATION_SLOTS)[rng.integers(0, len(RELATION_SLOTS), (count, 1))]
+            related_NC = slots_NC == kind_N1
+            read_N = (1.0 - drill_N < shape.relations) & (drill_N < 1) & related_NC.any(axis=1)
+            masked_NC[read_N] = related_NC[read_N]
         second_N = pair_N & (np.tile(np.arange(per_picture), len(paired)) % 2 == 1)
         at_N = second_N.nonzero()[0]
         masked_NC[at_N] = ~masked_NC[at_N - 1]

@@ -116,7 +116,7 @@ def train_captions(
         rows = rng.integers(0, len(features.scenes), config.pictures)
         scenes = [features.scenes[row] for row in rows]
         canvases = noised_canvases(scene_run, scenes, step, rng)
-        return SceneBatch.of(features.rows(rows), canvases)
+        return SceneBatch.of(features.rows(rows), canvases, scene_run.drawn_text(rng))
 
     rng = np.random.default_rng((config.seed, 3))
     held = SceneBatch.of(

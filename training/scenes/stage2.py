@@ -307,7 +307,8 @@ def train_corrections(
             scenes = [features.scenes[row] for row in fresh]
             parts.append(noised_canvases(scene_run, scenes, step, rng))
             rows += fresh
-        return SceneBatch.of(features.rows(np.array(rows)), reduce(join, parts))
+        text = scene_run.drawn_text(rng)
+        return SceneBatch.of(features.rows(np.array(rows)), reduce(join, parts), text)
 
     held = SceneBatch.of(
         validation.rows(np.arange(len(validation.scenes))),
