@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from rediff_model.chat_template import DEFAULT_QUESTION
 from rediff_model.sampling.params import PRESETS, SamplerSettings
 from server.commands.options import (
     CommandError,
@@ -62,6 +63,14 @@ def evaluate(
     atlas: Annotated[
         Path | None, typer.Option(envvar="REDIFF_ATLAS", help="Pictures of another vendor.")
     ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="REDIFF_PROMPTS",
+            help="File with a prompt a line, which the scenes are asked in turn.",
+            show_default="the default prompt",
+        ),
+    ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", envvar="REDIFF_JSON", help="File for the figures.")
     ] = None,
@@ -88,6 +97,7 @@ def evaluate(
         "block_length": block_length,
         "extra_refine_steps": extra_refine_steps,
     }
+    questions = (DEFAULT_QUESTION,) if prompts is None else _lines(prompts)
     _writable(json_file, captions)
     from server.engine.model_runner import load_captioner
     from training.stickers.atlas import Atlas
@@ -103,7 +113,9 @@ def evaluate(
             fields["canvas_length"] = captioner.config.canvas_length
             way = SamplerSettings.from_preset(preset, fields, preferences.preset)
             ways.append(way.preferring(preferences))
-        rows, scenes = evaluate_split(captioner, split, seed, n, Atlas.load(atlas), ways)
+        rows, scenes = evaluate_split(
+            captioner, split, seed, n, Atlas.load(atlas), ways, questions=questions
+        )
         typer.echo(table(rows))
         if json_file is not None:
             figures = {
@@ -111,6 +123,7 @@ def evaluate(
                 "seed": seed,
                 "n": n,
                 **given,
+                "prompts": None if prompts is None else questions,
                 "rows": [row.to_json() for row in rows],
             }
             json_file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
@@ -118,6 +131,17 @@ def evaluate(
             write_captions(captions, rows, scenes, split)
     except (ValueError, OSError) as error:
         raise CommandError(str(error)) from None
+
+
+def _lines(file: Path) -> tuple[str, ...]:
+    """The lines of a text file that are not blank; raises CommandError if there are none."""
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(f"--prompts {file} cannot be read: {error}") from None
+    if not (filled := tuple(line for line in lines if line.strip())):
+        raise CommandError(f"--prompts {file} holds no prompt")
+    return filled
 
 
 def experiment(

@@ -256,6 +256,7 @@ def test_a_mistyped_variable_is_named(
         (["data", "scenes", "--n", "0", "--out", "x"], 2, "'--n'"),
         (["data", "scenes", "--n", "1", "--seed", "-1", "--out", "x"], 2, "'--seed'"),
         (["evaluate", "--seed", "-1"], 1, "--seed must be 0 or more, got -1"),
+        (["evaluate", "--prompts", "gone.txt"], 1, "--prompts gone.txt cannot be read: "),
         (["evaluate", "--preset", "best"], 1, "--preset must be one of rediff, "),
         (["data", "scenes", "--n", "1", "--split", "best", "--out", "x"], 1, "split is 'best'"),
     ],

@@ -8,15 +8,19 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass
+from itertools import cycle
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 
+from rediff_model.chat_template import DEFAULT_QUESTION
 from rediff_model.sampling.sampler import generate
 from training.stickers.atlas import default_names
 from training.stickers.export import SEED_STRIDE, annotation
 from training.stickers.grammar import compose
+from training.stickers.lexicon import unknown_words
+from training.stickers.parse import CountFact, parse
 from training.stickers.render import render
 from training.stickers.sample import sample_scene
 from training.stickers.score import METRICS, judged, score, summarise
@@ -51,24 +55,37 @@ class Row:
     """How many facts of each kind all captions together state: `right` and `wrong`."""
     metrics: dict[str, dict[str, float]]
     """Metric name to its mean and 95 % interval: `mean`, `low`, `high`."""
+    unknown_words: float = 0.0
+    """Share of the captions that hold a word which the grammar never writes."""
+    sizes_stated: float = 0.0
+    """Share of the captions that say how many stickers are large or small."""
 
     def to_json(self) -> dict[str, Any]:
         return {
             "tokens_per_step": self.tokens_per_step,
             "refine": self.refine,
             "forwards": self.forwards,
+            "unknown_words": self.unknown_words,
+            "sizes_stated": self.sizes_stated,
             **self.metrics,
             "facts": self.facts,
         }
 
 
 @torch.inference_mode()
-def scene_prompts(captioner: Captioner, scenes: Sequence[Scene], atlas: Atlas) -> list[Tensor]:
-    """Prompts, each [P, D], of rendered scenes: pixels through the captioner's own tower."""
+def scene_prompts(
+    captioner: Captioner,
+    scenes: Sequence[Scene],
+    atlas: Atlas,
+    questions: Sequence[str] = (DEFAULT_QUESTION,),
+) -> list[Tensor]:
+    """Prompts, each [P, D], of rendered scenes: pixels through the captioner's own tower. Scenes
+    are asked the questions in turn."""
     prompts: list[Tensor] = []
+    asked = cycle(questions)
     for part in _parts(scenes):
         features = captioner.image_features([render(scene, atlas) for scene in part])
-        prompts += [captioner.prompt(feature) for feature in features]
+        prompts += [captioner.prompt(*pair) for pair in zip(features, asked, strict=False)]
     return prompts
 
 
@@ -91,7 +108,15 @@ def evaluate(
         captions=captions,
         facts=_facts(scenes, captions, names),
         metrics=asdict(summarise(scores)),
+        unknown_words=sum(bool(unknown_words(text, names)) for text in captions) / len(captions),
+        sizes_stated=sum(states_sizes(text, names) for text in captions) / len(captions),
     )
+
+
+def states_sizes(text: str, names: Sequence[str]) -> bool:
+    """Whether a caption says how many stickers are large or small."""
+    facts = [fact for sentence in parse(text, names) for fact in sentence.facts or ()]
+    return any(isinstance(fact, CountFact) and fact.size != "any" for fact in facts)
 
 
 def _facts(
@@ -134,8 +159,11 @@ def evaluate_split(
     atlas: Atlas,
     ways: Sequence[SamplerSettings],
     on_captions: Callable[[int], None] | None = None,
+    questions: Sequence[str] = (DEFAULT_QUESTION,),
 ) -> tuple[list[Row], list[Scene]]:
     """One row a way of decoding, on the scenes that `rediff data scenes` writes for the seed.
+
+    Scenes are asked the questions in turn.
 
     Raises:
         ValueError: an unknown split, a count below 1, or no way of decoding.
@@ -146,7 +174,7 @@ def evaluate_split(
         raise ValueError("no settings to evaluate with")
     first = seed * SEED_STRIDE
     scenes = [sample_scene(first + index, atlas, split=split) for index in range(count)]
-    prompts = scene_prompts(captioner, scenes, atlas)
+    prompts = scene_prompts(captioner, scenes, atlas, questions)
     names = default_names()
     rows = [evaluate(captioner, scenes, prompts, names, settings, on_captions) for settings in ways]
     return rows, scenes
@@ -155,10 +183,11 @@ def evaluate_split(
 def table(rows: Sequence[Row]) -> str:
     """The means as text, a line a way of decoding."""
     header = f"{'tokens/step':>11} {'refine':>6} {'forwards':>8}"
-    lines = [header + "".join(f" {metric:>13}" for metric in METRICS)]
+    lines = [header + "".join(f" {name:>13}" for name in (*METRICS, "unknown_words"))]
     for row in rows:
         start = f"{row.tokens_per_step:>11} {'on' if row.refine else 'off':>6} {row.forwards:>8.1f}"
-        lines.append(start + "".join(f" {row.metrics[m]['mean']:>13.3f}" for m in METRICS))
+        means = [*(row.metrics[metric]["mean"] for metric in METRICS), row.unknown_words]
+        lines.append(start + "".join(f" {mean:>13.3f}" for mean in means))
     return "\n".join(lines)
 
 

@@ -15,7 +15,15 @@ from scene_runs import configuration
 from training.correction.records import Draft, write_records
 from training.correction.selection import Corrected
 from training.loss.on_policy import OnPolicy
-from training.scenes.canvases import CLEAN, COUNT_SLOT, END_SLOT, MASKED, NOT_OWN, REPLACED
+from training.scenes.canvases import (
+    CLEAN,
+    COUNT_SLOT,
+    END_SLOT,
+    MASKED,
+    NOT_OWN,
+    RELATION_SLOTS,
+    REPLACED,
+)
 from training.scenes.objective import SceneBatch, SceneObjective
 from training.scenes.own_captions import (
     OwnCaptions,
@@ -118,8 +126,29 @@ def test_canvases_that_ask_for_numbers_show_everything_else() -> None:
     assert (canvases.inputs_NC == MASK).sum(axis=1).tolist() == [3] * 8
 
 
+def test_canvases_that_ask_for_relations_show_everything_else() -> None:
+    kinds = [*RELATION_SLOTS, COUNT_SLOT]
+    own = OwnCaptions(
+        rows(),
+        OwnCaptionShape(numbers=0.4, relations=0.6, on_policy=0.0),
+        length=LENGTH,
+        stop_id=STOP,
+        mask_id=MASK,
+        slots=lambda row: [*kinds, *[0] * (len(row.labels) - len(kinds))],
+    )
+    _, canvases = own.deal(100, 2, np.random.default_rng(4))
+    masked = canvases.inputs_NC == MASK
+    numbers = (masked == numbers_and_agreement(canvases.slots_NC)).all(axis=1)
+    assert numbers.mean() == pytest.approx(0.4, abs=0.1)
+    for slot in RELATION_SLOTS:
+        alone = (masked == (canvases.slots_NC == slot)).all(axis=1)
+        assert alone.mean() == pytest.approx(0.2, abs=0.1)
+        numbers |= alone
+    assert numbers.all()
+
+
 def test_the_same_seed_deals_the_same_canvases() -> None:
-    own = dealer(complementary=0.3, numbers=0.2)
+    own = dealer(complementary=0.3, numbers=0.2, relations=0.1)
     first, second = (own.deal(5, 2, np.random.default_rng(7)) for _ in range(2))
     assert first[0] == second[0]
     for name in ("inputs_NC", "weights_NC", "fill_N"):
@@ -130,6 +159,7 @@ def test_the_same_seed_deals_the_same_canvases() -> None:
     ("shape", "fault"),
     [
         ({"mask_low": 0.9, "mask_high": 0.5}, "mask_low 0.9 is above mask_high 0.5"),
+        ({"numbers": 0.6, "relations": 0.5}, "numbers 0.6 and relations 0.5 exceed 1 together"),
         ({"slot_weights": {"count": -1}}, "slot_weights: count must be 0 or more, got -1"),
         ({"slot_weights": {"weather": 1}}, "slot_weights"),
     ],

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from training.loop.run_folder import claim
 from training.scenes.canvases import RELATION_SLOTS, Mix
 from training.scenes.features import load_or_build
 from training.scenes.new_model import SceneRun, prepare
-from training.scenes.objective import SceneBatch, slot_accuracy
+from training.scenes.objective import SceneBatch, Text, slot_accuracy
 from training.scenes.stage1 import run
 from training.whole_file import write_json
 
@@ -88,6 +89,28 @@ def test_a_run_ends_in_a_checkpoint_that_captions(tower_file: Path, tmp_path: Pa
     assert isinstance(captioner.decode(made.ids), str)
     log = (tmp_path / "run" / "captions" / "log.jsonl").read_text().splitlines()
     assert any("slot_mean" in json.loads(line) for line in log)
+
+
+def test_steps_may_ask_in_other_words(tower_file: Path, tmp_path: Path) -> None:
+    asked = prepare(tiny(tower_file, other_prompts=0.5), tmp_path / "drawn")
+    rng = np.random.default_rng(0)
+    drawn = [asked.drawn_text(rng) for _ in range(40)]
+    others = [text for text in drawn if text is not None]
+    assert 10 < len(others) < 30
+    assert len({text.after_Q.numpy().tobytes() for text in others}) > 5
+
+    batch = scene_batch(asked, tmp_path)
+    # A new model's layers are the identity: let it look at its prompt.
+    for name, value in asked.model.named_parameters():
+        if name.endswith(("o_proj.weight", "lm_head.weight")):
+            torch.nn.init.normal_(value)
+    texts = (None, Text.of(asked.codec, DEFAULT_QUESTION), Text.of(asked.codec, "caption this"))
+    usual, same, other = (asked.objective(replace(batch, text=text))[0] for text in texts)
+    assert torch.equal(usual, same)
+    assert not torch.equal(usual, other)
+
+    checkpoint = run(tiny(tower_file, other_prompts=0.5), tmp_path / "run")
+    assert Captioner.load(checkpoint).config.taught_prompts == ()
 
 
 def test_another_configuration_does_not_resume(tower_file: Path, tmp_path: Path) -> None:

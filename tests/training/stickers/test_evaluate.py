@@ -10,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from rediff_model.chat_template import DEFAULT_QUESTION
 from rediff_model.model import Captioner
 from rediff_model.sampling.params import SamplerSettings
 from training.stickers.atlas import Atlas
-from training.stickers.evaluate import Row, evaluate_split, table, write_captions
+from training.stickers.evaluate import Row, evaluate_split, scene_prompts, table, write_captions
 from training.stickers.export import scene_from_annotation
 from training.stickers.grammar import compose
 from training.stickers.sample import sample_scene
@@ -53,6 +55,14 @@ def test_the_shipped_checkpoint_sees_the_picture(captioner: Captioner, tmp_path:
     ]
     assert sum(again) / 6 == pytest.approx(rows[1].metrics["coverage"]["mean"])
     assert len(table(rows).splitlines()) == 3
+
+
+def test_scenes_are_asked_the_questions_in_turn(captioner: Captioner) -> None:
+    scenes = [sample_scene(number, ATLAS, split="test") for number in range(3)]
+    questions = (DEFAULT_QUESTION, "caption this")
+    prompts = scene_prompts(captioner, scenes, ATLAS, questions)
+    usual = scene_prompts(captioner, scenes, ATLAS)
+    assert [torch.equal(*pair) for pair in zip(prompts, usual, strict=True)] == [True, False, True]
 
 
 def test_the_documented_lines_score_captions_again(tmp_path: Path) -> None:
