@@ -226,7 +226,8 @@ def _check(name: str, done: int, count: int) -> None:
 
 def _check_ready(address: str) -> None:
     try:
-        urllib.request.urlopen(f"{address}/health", timeout=10).close()
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        direct.open(f"{address}/health", timeout=10).close()
     except OSError as error:
         raise CannotRun(f"no server is ready at {address}: {error}") from None
 

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from rediff_model.config import ModelConfig
+from rediff_model.network.proxies import ProxyError, proxy_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -76,17 +77,22 @@ def resolve(path_or_hub_id: str | Path, *, revision: str | None = None) -> Path:
         )
     # Imported here, so that a local checkpoint does not wait for it.
     from huggingface_hub import snapshot_download
+    from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
     from huggingface_hub.errors import HFValidationError
 
     wanted = f"{path_or_hub_id}" + (f" at revision {revision}" if revision else "")
+    way = ""
     try:
+        # Its client raises for some proxies what says nothing about them.
+        if not HF_HUB_OFFLINE and (proxy := proxy_of(ENDPOINT)) is not None:
+            way = f" through {proxy}"
         folder = snapshot_download(
             str(path_or_hub_id), revision=revision, allow_patterns=list(DOWNLOADS)
         )
-    except (OSError, HFValidationError) as error:
+    except (OSError, HFValidationError, ProxyError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(
-            f"no folder {wanted}, and it cannot be had from the hub: {reason}"
+            f"no folder {wanted}, and it cannot be had from the hub{way}: {reason}"
         ) from error
     return Path(folder)
 

@@ -77,7 +77,9 @@ class Range:
             "end": self.end,
             "step": self.step,
         }
-        answer = httpx.get(f"{self.address}/api/v1/query_range", params=asked, timeout=30)
+        answer = httpx.get(
+            f"{self.address}/api/v1/query_range", params=asked, timeout=30, trust_env=False
+        )
         answer.raise_for_status()
         found = []
         for one in answer.json()["data"]["result"]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from rediff_model.network.keys import BYTE_ORDER_MARK, KeyTextError, clean_key
 from server.engine.config import EngineConfig
 
 if TYPE_CHECKING:
@@ -22,7 +23,9 @@ Bytes = Annotated[int, Field(ge=1024, le=2**34)]
 Texts = Annotated[tuple[str, ...], NoDecode]
 """Several values: in the environment with commas or white space between them."""
 
-_KEY: Final = re.compile(r"[!-+\--~]{1,512}")
+_LONGEST_KEY: Final = 512
+_BETWEEN: Final = re.compile(rf"[,\s{BYTE_ORDER_MARK}]+")
+"""What stands between several values of a variable."""
 _ORIGIN: Final = re.compile(r"\*|https?://[A-Za-z0-9.\-]+(:\d{1,5})?")
 _HOST: Final = re.compile(
     r"(\*\.)?[a-z0-9]([a-z0-9\-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9\-]*[a-z0-9])?)+"
@@ -84,7 +87,7 @@ class Settings(BaseSettings):
         texts = [value] if isinstance(value, str) else value
         if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
             return value
-        parts = tuple(part for text in texts for part in re.split(r"[,\s]+", text) if part)
+        parts = tuple(part for text in texts for part in re.split(_BETWEEN, text) if part)
         if texts and not parts:
             raise ValueError("nothing but commas and white space")
         return parts
@@ -97,10 +100,7 @@ class Settings(BaseSettings):
     @field_validator("api_keys")
     @classmethod
     def _are_keys(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
-        for number, key in enumerate(keys, 1):
-            if not _KEY.fullmatch(key):
-                raise ValueError(f"key {number} is not 1 to 512 visible ASCII characters")
-        return keys
+        return tuple(_key(key, f"key {number}") for number, key in enumerate(keys, 1))
 
     @field_validator("cors_origins")
     @classmethod
@@ -171,21 +171,37 @@ class Settings(BaseSettings):
         if self.api_key_file is None:
             return ()
         try:
-            text = Path(self.api_key_file).read_text(encoding="utf-8")
+            text = Path(self.api_key_file).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not UTF-8 text"
             raise ValueError(f"api_key_file: cannot read {self.api_key_file}: {reason}") from None
-        lines = [line.strip() for line in text.splitlines()]
-        keys = tuple(line for line in lines if line and not line.startswith("#"))
-        for key in keys:
-            if not _KEY.fullmatch(key):
-                raise ValueError(
-                    f"api_key_file: {self.api_key_file} holds a line that is not 1 to 512 "
-                    "visible ASCII characters without a comma"
-                )
-        return keys
+        lines = enumerate(text.splitlines(), 1)
+        where = f"api_key_file: {self.api_key_file} line"
+        keys = (_key(line, f"{where} {number}") for number, line in lines if not _is_comment(line))
+        return tuple(key for key in keys if key)
 
     def engine(self) -> EngineConfig:
         """The engine's part."""
         names = EngineConfig.__dataclass_fields__.keys() & Settings.model_fields.keys()
         return EngineConfig(**{name: getattr(self, name) for name in names})
+
+
+def _is_comment(line: str) -> bool:
+    return line.lstrip(f" \t{BYTE_ORDER_MARK}").startswith("#")
+
+
+def _key(text: str, where: str) -> str:
+    """A key as clients can send it and the list of keys can hold it; empty for a blank text.
+
+    Raises:
+        ValueError: there is none such; the message begins with `where` and does not show the key.
+    """
+    try:
+        key = clean_key(text)
+    except KeyTextError as error:
+        raise ValueError(f"{where}: {error}") from None
+    if "," in key:
+        raise ValueError(f"{where}: a key holds no comma, which stands between keys")
+    if len(key) > _LONGEST_KEY:
+        raise ValueError(f"{where}: a key has at most {_LONGEST_KEY} characters, not {len(key)}")
+    return key

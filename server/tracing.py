@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Self
+from urllib.parse import urlsplit
+
+from rediff_model.network.addresses import is_local
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -39,14 +42,19 @@ class Traces:
             from opentelemetry.sdk.resources import Resource
             from opentelemetry.sdk.trace import TracerProvider
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
+            from requests import Session
         except ImportError:
             raise TracingUnavailable(
                 "--otlp-endpoint needs the extra otel: pip install 'rediff-serve[otel]'"
             ) from None
+        session = Session()
+        # A proxy does not reach this machine's own collector.
+        session.trust_env = not is_local(urlsplit(endpoint).hostname or "")
+        exporter = OTLPSpanExporter(endpoint=endpoint, session=session)
         resource = Resource.create({"service.name": "rediff-serve", "rediff.model": service_name})
         # The process ends its own way; an atexit hook would only wait a second time.
         provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
+        provider.add_span_processor(BatchSpanProcessor(exporter))
         return cls(provider)
 
     def __call__(self, record: RequestRecord) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from rediff_model.machine import usable_processors
+from rediff_model.network.addresses import AddressError, server_url, without_password
 from server.bulk.inputs import Inputs, Naming, is_data_set
 from server.bulk.item import BulkError, Wording
 from server.bulk.tables import TableFormat
@@ -72,7 +73,9 @@ class BulkOptions(BaseModel):
             first = error.errors()[0]
             field = str(first["loc"][0])
             name = {"naming": "id", "output_format": "format"}.get(field, field).replace("_", "-")
-            raise BulkError(f"--{name}: {first['msg']}, got {first['input']!r}") from None
+            got = without_password(first["input"]) if field == "base_url" else first["input"]
+            reason = first["msg"].removeprefix("Value error, ")
+            raise BulkError(f"--{name}: {reason}, got {got!r}") from None
         try:
             options._check()
         # Such as a name that is too long to ask for.
@@ -85,6 +88,14 @@ class BulkOptions(BaseModel):
     def _is_text(cls, value: str) -> str:
         value.encode()
         return value
+
+    @field_validator("base_url")
+    @classmethod
+    def _is_address(cls, value: str | None) -> str | None:
+        url = None if value is None else server_url(value)
+        if url is not None and url.endswith(("/v1", "/caption")):
+            raise AddressError(f"leave out {url[url.rindex('/') :]}")
+        return url
 
     @property
     def writes(self) -> bool:

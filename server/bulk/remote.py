@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import httpx
 from pydantic import ValidationError
 
+from rediff_model.network.addresses import without_password
+from rediff_model.network.proxies import ProxyError, proxy_of
 from server.api.schemas import CaptionAnswer
 from server.bulk.item import BulkError, Captioned
 from server.bulk.pictures import PictureError, read
@@ -33,6 +35,8 @@ _BUSY: Final = frozenset({408, 429})
 _PICTURE: Final = frozenset({413, 415})
 _NO_KEY: Final = 401
 _LONGEST_WAIT: Final = 60.0
+_NO_SERVER: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError)
+"""Before the first answer these mean a wrong address, not an outage."""
 
 
 class Remote:
@@ -49,6 +53,11 @@ class Remote:
     ) -> None:
         """`form` are the fields that go with every picture; `tell` hears of outages."""
         self._client = client
+        self._address = without_password(str(client.base_url).rstrip("/"))
+        self._way = ""
+        """Ends a message about the address: the proxy, if there is one."""
+        self._answered = False
+        """The server has been reached once."""
         self._tell = tell
         self._away = threading.Event()
         """The server was lost, which has been told, and has not answered since."""
@@ -79,20 +88,41 @@ class Remote:
         """Ask the server what it runs; one that is starting is waited for.
 
         Raises:
-            BulkError: there is none, it is none of ours, or it takes no such key.
+            BulkError: it cannot be reached, is not this product's, or does not take this key.
         """
+        try:
+            url = httpx.URL(base_url)
+        except httpx.InvalidURL as error:
+            raise BulkError(f"--base-url {without_password(base_url)}: {error}") from None
+        if key is not None and url.userinfo:
+            raise BulkError(
+                f"--base-url {without_password(base_url)} has a user name, and there is a key in "
+                "REDIFF_API_KEY: a request has room for one of them"
+            )
+        try:
+            proxy = proxy_of(base_url)
+        except ProxyError as error:
+            raise BulkError(str(error)) from None
+        limits = httpx.Limits(max_connections=concurrency)
         client = httpx.Client(
-            base_url=_checked(base_url),
+            base_url=url,
             headers={} if key is None else {"authorization": f"Bearer {key}"},
             timeout=_TIMEOUT,
-            limits=httpx.Limits(max_connections=concurrency),
-            transport=transport,
+            # With a transport the client itself does not look for proxies.
+            transport=transport
+            or httpx.HTTPTransport(proxy=None if proxy is None else proxy.url, limits=limits),
         )
         remote = cls(client, {}, max_bytes, concurrency, retries, tell)
+        if proxy is not None:
+            remote._way = f" through {proxy}"
+            tell(f"{remote._address} is asked{remote._way}")
         try:
             remote._form = remote._fields(order)
-        except BaseException:
+        except BaseException as error:
             remote.close()
+            # There was no picture yet.
+            if isinstance(error, PictureError):
+                raise BulkError(str(error)) from None
             raise
         return remote
 
@@ -116,7 +146,9 @@ class Remote:
             version = response.json()
             canvas, self.model = int(version["canvas_length"]), str(version["model"])
         except (ValueError, KeyError, TypeError):
-            raise BulkError(f"{self._client.base_url} is no server of captions") from None
+            raise BulkError(
+                f"--base-url {self._address}{self._way} is no server of captions"
+            ) from None
         options = order.options
         if order.max_new_tokens is not None:
             length = min(canvas, order.max_new_tokens)
@@ -151,7 +183,7 @@ class Remote:
         try:
             answer = CaptionAnswer.model_validate_json(response.content)
         except ValidationError:
-            raise BulkError(f"{self._client.base_url} gives no captions") from None
+            raise BulkError(f"{self._address}{self._way} gives no captions") from None
         confidence = answer.caption_confidence
         return Captioned(
             text=answer.caption,
@@ -175,12 +207,15 @@ class Remote:
             try:
                 response = send()
             except httpx.TransportError as error:
-                reason = f"{self._client.base_url} cannot be reached: {_words(error)}"
+                reason = f"{self._address} cannot be reached{self._way}: {_words(error)}"
+                if not self._answered and isinstance(error, _NO_SERVER):
+                    raise BulkError(f"--base-url {reason}") from None
             else:
+                self._answered = True
                 if response.status_code == 200:
                     self._away.clear()
                     return response
-                reason, param = _told(response)
+                reason, param = self._told(response)
                 wait = _retry_after(response)
                 self._judge(response.status_code, reason, param)
                 busy = response.status_code in _BUSY
@@ -205,25 +240,16 @@ class Remote:
             raise BulkError(f"{reason}; the key is read from REDIFF_API_KEY")
         raise BulkError(reason)
 
-
-def _checked(base_url: str) -> str:
-    try:
-        url = httpx.URL(base_url)
-    except httpx.InvalidURL as error:
-        raise BulkError(f"--base-url {base_url!r}: {error}") from None
-    if url.scheme not in ("http", "https") or not url.host:
-        raise BulkError(f"--base-url must be such as http://127.0.0.1:8000, got {base_url!r}")
-    return base_url
-
-
-def _told(response: httpx.Response) -> tuple[str, str | None]:
-    """What the server says is wrong, and with which field."""
-    try:
-        error: dict[str, Any] = response.json()["error"]
-        message, param = str(error["message"]), error.get("param")
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return f"the server answers with status {response.status_code}", None
-    return f"the server answers with status {response.status_code}: {message}", param
+    def _told(self, response: httpx.Response) -> tuple[str, str | None]:
+        """What the server says is wrong, and with which field."""
+        answer = f"the server answers with status {response.status_code}"
+        try:
+            error: dict[str, Any] = response.json()["error"]
+            message, param = str(error["message"]), error.get("param")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            # Possibly the proxy's own answer.
+            return f"{answer} to {response.request.url.path}{self._way}", None
+        return f"{answer}: {message}", param
 
 
 def _retry_after(response: httpx.Response) -> float | None:

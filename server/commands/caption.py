@@ -215,11 +215,13 @@ def caption(
 
 
 def _key() -> str | None:
-    """The key of `REDIFF_API_KEY`, without white space around it; None if there is none."""
-    key = os.environ.get("REDIFF_API_KEY", "").strip()
-    if not (key.isascii() and key.isprintable()):
-        raise CommandError("REDIFF_API_KEY holds characters that no key has, such as curly quotes")
-    return key or None
+    """The key of `REDIFF_API_KEY`; None if there is none."""
+    from rediff_model.network.keys import KeyTextError, clean_key
+
+    try:
+        return clean_key(os.environ.get("REDIFF_API_KEY", "")) or None
+    except KeyTextError as error:
+        raise CommandError(f"REDIFF_API_KEY: {error}") from None
 
 
 def _question(prompt: str | None, prompt_file: Path | None) -> str | None:

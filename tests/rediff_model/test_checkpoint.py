@@ -393,3 +393,25 @@ def test_save_refuses_other_folders_and_leaves_nothing_behind(
         checkpoint.save(model, config(), None, folder)
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "photos"]
+
+
+def test_a_proxy_that_cannot_be_used_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.delenv("https_proxy", raising=False)
+    monkeypatch.setenv("HTTPS_PROXY", "socks://me:secret@127.0.0.1:7890")
+    with pytest.raises(CheckpointError, match=r"hub: HTTPS_PROXY=socks://\*\*\*@") as error:
+        checkpoint.resolve("owner/model")
+    assert "secret" not in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_proxy_that_is_used_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> str:
+        raise OSError("Connection refused")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    named = r"from the hub through the proxy http://127\.0\.0\.1:9 \(https_proxy\): Connection"
+    with pytest.raises(CheckpointError, match=named):
+        checkpoint.resolve("owner/model")

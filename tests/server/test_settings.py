@@ -47,7 +47,11 @@ def test_given_goes_before_the_environment_before_the_default(
         ({"request_timeout": 1000}, r"request_timeout 1000.0 is above max_request_timeout 600.0"),
         ({"max_image_bytes": 2**30}, r"max_image_bytes 1073741824 is above max_body_bytes"),
         ({"max_image_pixels": 10**9}, r"max_image_pixels: .*"),
-        ({"api_keys": ["good", "b\xe4d-secret"]}, r"^api_keys: key 2 is not [^,]* characters$"),
+        (
+            {"api_keys": ["good", "b\xe4d-secret"]},
+            r"^api_keys: key 2: character 2 .* U\+00E4 ",
+        ),
+        ({"api_keys": "a" * 513}, r"^api_keys: key 1: .* at most 512 characters, not 513$"),
         ({"api_keys": " , "}, r"^api_keys: nothing but commas and white space$"),
         ({"api_key_file": "/no/such/file"}, r"^api_key_file: cannot read /no/such/file: No such"),
         ({"cors_origins": ["example.org"]}, r"cors_origins: 'example.org' is no origin"),
@@ -82,7 +86,8 @@ def test_several_values_come_from_options_or_from_one_variable(
     ("content", "message"),
     [
         (b"# only this\n\n", r"^api_key_file: .* holds no key$"),
-        (b"good\ntwo words-secret\n", r"^api_key_file: .* holds a line that is not"),
+        (b"good\r\n\r\ntwo words-secret\r\n", r"^api_key_file: .* line 3: character 4 .* U\+0020"),
+        (b"good\na,secret", r"^api_key_file: .* line 2: a key holds no comma"),
         (b"\xff\xfe", r"^api_key_file: cannot read .*: not UTF-8 text$"),
     ],
 )
@@ -92,6 +97,24 @@ def test_a_bad_file_of_keys_stops_the_start(tmp_path: Path, content: bytes, mess
     with pytest.raises(BadSettings, match=message) as caught:
         Settings.read({"api_key_file": str(file)})
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r", " \t\r\n\r\n \r\n"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_keys_of_a_file_written_anywhere(tmp_path: Path, mark: bytes, end: str) -> None:
+    file = tmp_path / "keys"
+    lines = ("# ours", "  first", " # theirs", "second#2")
+    file.write_bytes(mark + end.join(lines).encode() + end.encode())
+    assert Settings.read({"api_key_file": str(file)}).file_keys() == ("first", "second#2")
+
+
+@pytest.mark.parametrize("text", ["a\r\n", "\ufeffa", " a, \r\n,", "\r\n\r\na"])
+def test_line_ends_and_marks_around_keys_are_dropped(
+    monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    assert Settings.read({"api_keys": [text]}).api_keys == ("a",)
+    monkeypatch.setenv("REDIFF_API_KEYS", text)
+    assert Settings.read({}).api_keys == ("a",)
 
 
 def test_a_prompt_may_never_be_computed_again() -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from opentelemetry.sdk.trace import ReadableSpan
+    from requests import Session
 
 pytestmark = pytest.mark.anyio
 
@@ -105,17 +106,20 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
         Traces.to("http://127.0.0.1:1/v1/traces", "fake")
 
 
-def test_spans_go_to_the_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("host", "proxied"), [("127.0.0.1", False), ("collector", True)])
+def test_spans_go_to_the_endpoint(
+    monkeypatch: pytest.MonkeyPatch, host: str, proxied: bool
+) -> None:
     from opentelemetry.exporter.otlp.proto.http import trace_exporter
 
-    endpoints = []
+    made: list[tuple[str, bool]] = []
 
     class Exporter(InMemorySpanExporter):
-        def __init__(self, endpoint: str) -> None:
+        def __init__(self, endpoint: str, session: Session) -> None:
             super().__init__()
-            endpoints.append(endpoint)
+            made.append((endpoint, session.trust_env))
 
     monkeypatch.setattr(trace_exporter, "OTLPSpanExporter", Exporter)
-    traces = Traces.to("http://127.0.0.1:1/v1/traces", "fake")
+    traces = Traces.to(f"http://{host}:1/v1/traces", "fake")
     traces.close()
-    assert endpoints == ["http://127.0.0.1:1/v1/traces"]
+    assert made == [(f"http://{host}:1/v1/traces", proxied)]

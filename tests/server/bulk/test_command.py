@@ -192,7 +192,7 @@ def test_shards_are_not_mixed_by_accident(command: Command, folder: Path) -> Non
         (["--prompt-file", "{set}"], "Is a directory"),
         (["--list", "{set}/gone"], "gone: No such file"),
         (["--workers", "0"], "--workers: "),
-        (["--base-url", "nowhere"], "--base-url must be such as"),
+        (["--base-url", "nowhere"], "--base-url: the scheme is missing"),
         (["--edit-threshold", "3"], "edit_threshold: "),
     ],
 )
@@ -276,7 +276,9 @@ def test_a_file_of_an_unknown_kind_is_refused(tmp_path: Path) -> None:
         BulkOptions.read({"files": [tmp_path], "out": tmp_path / "captions.xlsx"})
 
 
-@pytest.mark.parametrize(("given", "key"), [("sk-1\n", "sk-1"), (" \t", None), ("", None)])
+@pytest.mark.parametrize(
+    ("given", "key"), [("sk-1\n", "sk-1"), ("\ufeffsk-1\r\n", "sk-1"), (" \t", None), ("", None)]
+)
 def test_white_space_around_a_key_is_dropped(
     monkeypatch: pytest.MonkeyPatch, given: str, key: str | None
 ) -> None:
@@ -289,7 +291,7 @@ def test_a_key_that_no_header_can_hold_is_one_line_without_it(
     monkeypatch: pytest.MonkeyPatch, given: str
 ) -> None:
     monkeypatch.setenv("REDIFF_API_KEY", given)
-    with pytest.raises(CommandError, match="REDIFF_API_KEY") as error:
+    with pytest.raises(CommandError, match=r"^REDIFF_API_KEY: character \d .* U\+") as error:
         caption._key()
     assert given not in str(error.value)
 

@@ -15,6 +15,7 @@ from server_wire import serving
 
 from server.bulk.inputs import Inputs
 from server.bulk.item import BulkError, Captioned
+from server.bulk.options import BulkOptions
 from server.bulk.output import Doubt
 from server.bulk.pictures import PictureError
 from server.bulk.remote import Remote
@@ -194,12 +195,69 @@ def test_what_is_wrong_with_every_picture_ends_the_run(
 
 
 @pytest.mark.parametrize(
-    "base_url", ["", "localhost:8000", "ftp://x", "http://", "http://[::1", "/caption"]
+    "base_url",
+    ["", "localhost:8000", "ftp://x", "http://", "http://[::1", "/caption", "http://h:1/v1"],
 )
-def test_an_address_that_is_none_is_refused(base_url: str) -> None:
+def test_an_address_that_is_none_is_refused(base_url: str, tmp_path: Path) -> None:
+    with pytest.raises(BulkError, match=r"^--base-url: .*, got "):
+        BulkOptions.read({"files": [tmp_path], "base_url": base_url})
+
+
+def test_an_address_as_it_is_copied_works(tmp_path: Path) -> None:
+    options = BulkOptions.read({"files": [tmp_path], "base_url": " http://0.0.0.0:8000/ "})
+    assert options.base_url == "http://127.0.0.1:8000"
+
+
+def test_a_name_that_no_lookup_takes_is_one_line() -> None:
     order = Order.read(Settings.read({"model": "fake"}), {}, None)
-    with pytest.raises(BulkError, match="--base-url"):
-        Remote.open(base_url, None, order, 1000, 2, 0, print)
+    with pytest.raises(BulkError, match=r"^--base-url http://"):
+        Remote.open("http://\N{PILE OF POO}", None, order, 1000, 2, 0, print)
+
+
+def test_a_request_has_room_for_one_identity() -> None:
+    order = Order.read(Settings.read({"model": "fake"}), {}, None)
+    with pytest.raises(BulkError, match="has room for one") as error:
+        Remote.open("http://me:secret@test", "key", order, 1000, 2, 0, print)
+    assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "error", [httpx.ConnectError("refused"), httpx.ConnectTimeout(""), httpx.ProxyError("407")]
+)
+def test_a_server_that_was_never_there_is_asked_once(
+    error: httpx.TransportError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[httpx.Request] = []
+    monkeypatch.setenv("HTTP_PROXY", "http://me:secret@proxy:3128")
+
+    def refuse(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        raise error
+
+    told: list[str] = []
+    with pytest.raises(BulkError) as caught:
+        remote(refuse, retries=8, told=told)
+    assert len(asked) == 1
+    way = "through the proxy http://***@proxy:3128 (HTTP_PROXY)"
+    assert str(caught.value).startswith(f"--base-url http://test cannot be reached {way}: ")
+    assert told == [f"http://test is asked {way}"]
+
+
+def test_a_server_that_fails_while_it_is_asked_what_it_runs_is_one_line() -> None:
+    with pytest.raises(BulkError, match="status 500"):
+        remote(lambda request: httpx.Response(500), retries=0)
+
+
+def test_loopback_is_reached_whatever_the_proxies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "socks://127.0.0.1:7890")
+    order = Order.read(Settings.read({"model": "fake"}), {}, None)
+    with serving() as address:
+        Remote.open(f"http://{address}", None, order, 1000, 1, 0, print).close()
+    with pytest.raises(BulkError, match=r"^HTTP_PROXY=socks://.* must be one of|^http_proxy="):
+        Remote.open("http://example.org", None, order, 1000, 1, 0, print)
 
 
 def test_another_kind_of_server_is_told() -> None:

@@ -4,7 +4,7 @@ import json
 import random
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,6 +17,7 @@ from PIL import Image
 from scene_samples import NAMES, random_scene, sample_tokenizer
 
 from training.correction.experts.answers import Malformed, read_answer
+from training.correction.experts.build import ExpertShape, chat_expert
 from training.correction.experts.cache import AnswerCache
 from training.correction.experts.chat import ChatExpert, ChatSettings
 from training.correction.experts.noisy import NoisyExpert
@@ -549,3 +550,68 @@ def test_decoys_depend_on_the_draft_alone() -> None:
     for seed in (0, 2, 0):
         expert.judge(noisy_draft(seed))
     assert seen[0] == seen[2] != seen[1]
+
+
+@contextmanager
+def built(base_url: str | None, cache: Path) -> Iterator[ChatExpert]:
+    """An expert as a configuration gives it."""
+    shape = ExpertShape(kind="openai", base_url=base_url, attempts=1)
+    red = Image.new("RGB", (8, 8), "red")
+    expert = chat_expert(shape, sample_tokenizer(), lambda _: red, cache)
+    with expert._client:
+        yield expert
+
+
+def test_a_key_goes_to_this_machine_whatever_surrounds_it_and_whatever_the_proxies(
+    stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authorizations: list[str | None] = []
+
+    def reply(handler: BaseHTTPRequestHandler) -> None:
+        authorizations.append(handler.headers["Authorization"])
+        completion(pairs_text())(handler)
+
+    monkeypatch.setenv("OPENAI_API_KEY", "\ufeff sk-1 \r\n")
+    for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "socks://127.0.0.1:7890")
+    stub.replies = [reply]
+    with built(f"{stub.url}/ ", tmp_path) as expert:
+        assert expert.judge(make_draft("A fox.")).right
+    assert authorizations == ["Bearer sk-1"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "base_url", "message"),
+    [
+        ({"OPENAI_API_KEY": "\u201csk-secret\u201d"}, None, r"^OPENAI_API_KEY: .* is U\+201C"),
+        ({}, "127.0.0.1:8000/v1", r"^expert\.base_url 127\.0\.0\.1:8000/v1: the scheme is missing"),
+        ({"OPENAI_BASE_URL": "http://a:b"}, None, "^OPENAI_BASE_URL: the port must be"),
+        (
+            {"HTTPS_PROXY": "socks://me:secret@p:1"},
+            None,
+            r"HTTPS_PROXY=socks://\*\*\*@p:1: the s",
+        ),
+    ],
+)
+def test_what_cannot_be_used_is_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, str],
+    base_url: str | None,
+    message: str,
+) -> None:
+    monkeypatch.delenv("https_proxy", raising=False)
+    for name, value in ({"OPENAI_API_KEY": "sk-1"} | changes).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ExpertError, match=message) as error, built(base_url, tmp_path):
+        pass
+    assert "secret" not in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_proxy_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-1")
+    monkeypatch.setenv("http_proxy", "http://me:secret@127.0.0.1:9")
+    named = r"refused.* through the proxy http://\*\*\*@127\.0\.0\.1:9 \(http_proxy\)$"
+    with built("http://example.org/v1", tmp_path) as expert, pytest.raises(Unanswered, match=named):
+        expert.judge(make_draft("A fox."))

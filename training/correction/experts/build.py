@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from rediff_model.network.addresses import AddressError, server_url, without_password
+from rediff_model.network.keys import KeyTextError, clean_key
+from rediff_model.network.proxies import ProxyError, proxy_of
 from training.config import Strict
 from training.correction.experts.noisy import NoisyExpert
 from training.correction.experts.oracle import OracleExpert
@@ -28,6 +33,7 @@ if TYPE_CHECKING:
     from training.stickers.atlas import Atlas
     from training.stickers.graph import Scene
 
+logger = logging.getLogger(__name__)
 
 OF_ENDPOINTS = (
     "model", "base_url", "concurrency", "timeout", "attempts", "prompt_price", "completion_price",
@@ -119,8 +125,11 @@ def chat_expert(
     """An expert behind an endpoint, for drafts of any pictures.
 
     Raises:
-        ExpertError: the openai package is missing, or there is no key.
+        ExpertError: the openai package is missing, there is no key, or key, address or proxy
+            cannot be used.
     """
+    import httpx
+
     try:
         import openai
     except ImportError:
@@ -131,10 +140,31 @@ def chat_expert(
     from training.correction.experts.chat import ChatExpert, ChatSettings
 
     try:
-        client = openai.OpenAI(base_url=shape.base_url)
-    except openai.OpenAIError as error:
+        url = server_url(
+            shape.base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+        )
+    except AddressError as error:
+        given = f"expert.base_url {shape.base_url}" if shape.base_url else "OPENAI_BASE_URL"
+        raise ExpertError(f"{without_password(given)}: {error}") from None
+    try:
+        key = clean_key(os.environ.get("OPENAI_API_KEY", ""))
+    except KeyTextError as error:
+        raise ExpertError(f"OPENAI_API_KEY: {error}") from None
+    try:
+        proxy = proxy_of(url)
+        # With a transport the client itself does not look for proxies. Of the two kinds of httpx
+        # that `openai` takes, this one serves all of its versions.
+        transport = httpx.HTTPTransport(
+            proxy=None if proxy is None else proxy.url, limits=httpx.Limits(max_connections=None)
+        )
+        http: Any = httpx.Client(transport=transport, follow_redirects=True)
+        client = openai.OpenAI(api_key=key or None, base_url=url, http_client=http)
+    except (openai.OpenAIError, ProxyError) as error:
         reason = " ".join(str(error).split())
         raise ExpertError(f"expert.model {shape.model} cannot be asked: {reason}") from None
+    way = "" if proxy is None else f" through {proxy}"
+    if way:
+        logger.info("%s is asked%s", without_password(url), way)
     settings = ChatSettings(
         model=shape.model,
         concurrency=shape.concurrency,
@@ -142,5 +172,6 @@ def chat_expert(
         attempts=shape.attempts,
         prompt_price=shape.prompt_price,
         completion_price=shape.completion_price,
+        way=way,
     )
     return ChatExpert(client, settings, tokenizer, picture_of, AnswerCache(cache))

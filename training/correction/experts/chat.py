@@ -69,6 +69,8 @@ class ChatSettings:
     """Ask once more about pairs of unequal token count."""
     prompt_price: float = 0.0
     completion_price: float = 0.0
+    way: str = ""
+    """Ends a message about the connection: the proxy, if there is one."""
 
 
 class ChatExpert:
@@ -211,7 +213,7 @@ class ChatExpert:
                 self._count("timed_out")
                 reason = f"no answer within {self.settings.timeout} s"
             except openai.APIConnectionError as error:
-                reason = _line(error)
+                reason = f"{_line(error.__cause__ or error)}{self.settings.way}"
             except (
                 openai.AuthenticationError,
                 openai.PermissionDeniedError,
@@ -310,5 +312,5 @@ def _data_url(image: Image.Image) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200]
