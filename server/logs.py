@@ -101,7 +101,7 @@ class JsonFormatter(logging.Formatter):
         line |= {"message": "request", **fields} if fields else {"message": record.getMessage()}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
+        return json.dumps(line, default=str)
 
 
 def configure(level: str, form: Literal["text", "json"]) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import typer
 
 from server.bulk.item import BulkError
+from server.bulk.nothing import nothing_found
 from server.bulk.output import Doubt
 from server.bulk.printed import Printed
 from server.bulk.progress import Progress
@@ -73,8 +74,11 @@ def caption(
     except KeyboardInterrupt:
         _say("stopped; what is done is kept")
         return INTERRUPTED
+    # Whoever read the output has seen enough; see server.cli.
+    except BrokenPipeError:
+        raise
     except OSError as error:
-        name = error.filename2 or error.filename or options.out
+        name = error.filename2 or error.filename or options.out or "standard output"
         raise BulkError(f"{name}: {error.strerror or error}") from None
 
 
@@ -108,8 +112,10 @@ def _run(options: BulkOptions, captioner: Captioner, output: Output) -> int:
         seconds = run.all(inputs)
     if options.writes:
         _say(_summary(run.tally, seconds, options))
+    if run.tally.nothing:
+        _say(f"nothing to caption: {nothing_found(inputs)}")
     failing = options.strict or not options.writes
-    return int(failing and run.tally.failed > 0)
+    return int(failing and (run.tally.failed > 0 or run.tally.nothing))
 
 
 def _remote(
@@ -198,7 +204,10 @@ def _head(options: BulkOptions, order: Order, model: str) -> dict[str, Any]:
         "prompt": order.prompt,
         "sampling": order.options.model_dump(exclude_none=True),
         "max_new_tokens": order.max_new_tokens,
-        "wording": [options.trigger, options.prepend, options.append],
+        "wording": [
+            *(options.trigger, options.prepend, options.append),
+            *(["full sentences"] if options.drop_incomplete_sentence else []),
+        ],
     }
 
 
@@ -206,6 +215,8 @@ def _summary(tally: Tally, seconds: float, options: BulkOptions) -> str:
     parts = [f"{tally.captions} captions"]
     if options.min_confidence is not None:
         parts.append(f"{tally.doubtful} of them doubtful")
+    if tally.cut_off:
+        parts.append(f"{tally.cut_off} cut off")
     parts += [f"{tally.skipped} skipped", f"{tally.failed} failed"]
     return f"{', '.join(parts)}; {tally.captions / max(seconds, 1e-9):.2f} captions/s"
 

@@ -5,6 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from server.bulk.sentences import full_sentences
+
+CUT_OFF = "length"
+"""The finish reason of a caption that was longer than its canvas."""
+
 
 class BulkError(Exception):
     """The run cannot start or go on; the message is one line."""
@@ -74,13 +79,17 @@ class Captioned:
 
 @dataclass(frozen=True, slots=True)
 class Wording:
-    """What is put around every caption: `trigger, prepend caption append`."""
+    """How a caption is written: `trigger, prepend caption append`."""
 
     prepend: str = ""
     append: str = ""
     trigger: str = ""
+    full_sentences: bool = False
+    """Captions that were cut off end at their last full sentence."""
 
-    def around(self, text: str) -> str:
+    def around(self, text: str, finish_reason: str) -> str:
         """The text as it is written; only the trigger brings a comma of its own."""
+        if self.full_sentences and finish_reason == CUT_OFF:
+            text = full_sentences(text)
         lead = f"{self.trigger}, " if self.trigger else ""
         return f"{lead}{self.prepend}{text}{self.append}"

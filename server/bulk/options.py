@@ -51,6 +51,7 @@ class BulkOptions(BaseModel):
     prepend: str = ""
     append: str = ""
     trigger: str = ""
+    drop_incomplete_sentence: bool = False
     base_url: str | None = None
     concurrency: int = Field(16, ge=1, le=4096)
     retries: int = Field(8, ge=0, le=1000)
@@ -140,7 +141,9 @@ class BulkOptions(BaseModel):
 
     @property
     def wording(self) -> Wording:
-        return Wording(self.prepend, self.append, self.trigger)
+        return Wording(
+            self.prepend, self.append, self.trigger, full_sentences=self.drop_incomplete_sentence
+        )
 
     def _check(self) -> None:
         if not self.files and not self.lists:

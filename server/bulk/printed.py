@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import json
-from typing import TYPE_CHECKING
+import sys
+from typing import TYPE_CHECKING, Any
 
 from server.bulk.names import one_line, utf8
 
@@ -39,7 +41,7 @@ class Printed:
             }
             if caption.warning:
                 row["warnings"] = [caption.warning]
-            self._echo(json.dumps(row, ensure_ascii=False))
+            self._echo(json_line(row))
         else:
             name = one_line(item.source)
             self._echo(caption.text if self._alone else f"{name}: {caption.text}")
@@ -49,3 +51,9 @@ class Printed:
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+def json_line(row: dict[str, Any]) -> str:
+    """The row as JSON that standard output can hold: escaped where that is not Unicode."""
+    unicode = codecs.lookup(sys.stdout.encoding or "utf-8").name.startswith("utf")
+    return json.dumps(row, ensure_ascii=not unicode)

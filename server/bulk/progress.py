@@ -21,10 +21,16 @@ class Tally:
 
     captions: int = 0
     doubtful: int = 0
-    """Of the captions."""
+    """Of the captions, as those that were cut off."""
+    cut_off: int = 0
     skipped: int = 0
     """Had a caption before, or were named twice."""
     failed: int = 0
+
+    @property
+    def nothing(self) -> bool:
+        """True if there was no picture at all."""
+        return not (self.captions or self.skipped or self.failed)
 
 
 class Progress:

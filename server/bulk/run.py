@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from server.bulk.item import Unreadable
+from server.bulk.item import CUT_OFF, Unreadable
 from server.bulk.pictures import PictureError
 from server.bulk.progress import Tally
 
@@ -104,13 +104,14 @@ class Run:
                 self._fail(item.name, item.identity, str(error))
 
     def _keep(self, item: Item, result: Captioned) -> None:
-        caption = replace(result, text=self._wording.around(result.text))
+        caption = replace(result, text=self._wording.around(result.text, result.finish_reason))
         if caption.warning and caption.warning not in self._warned:
             self._warned.add(caption.warning)
             self._on_warning(caption.warning)
         self._output.add(item, caption)
         self.tally.captions += 1
         self.tally.doubtful += self._doubt(caption.confidence)
+        self.tally.cut_off += caption.finish_reason == CUT_OFF
         self._on_progress(self.tally, True)
 
     def _fail(self, name: str, source: str, reason: str) -> None:

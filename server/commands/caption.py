@@ -1,7 +1,6 @@
 """`rediff caption`: captions of a few files, printed, and of whole data sets, written."""
 
 # Annotations are not postponed here: typer reads them at run time.
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -139,6 +138,13 @@ def caption(
     prepend: Annotated[Text, _option("prepend", "Text before every caption.")] = None,
     append: Annotated[Text, _option("append", "Text behind every caption.")] = None,
     trigger: Annotated[Text, _option("trigger", "Words before all, with a comma.")] = None,
+    drop_incomplete_sentence: Annotated[
+        bool,
+        _switch(
+            "drop-incomplete-sentence",
+            "End a caption that was cut off at its last full sentence.",
+        ),
+    ] = False,
     preset: Annotated[
         Text, _option("preset", "rediff, mask, adaptive or careful.", "the model's")
     ] = None,
@@ -240,6 +246,7 @@ def _question(prompt: str | None, prompt_file: Path | None) -> str | None:
 def _print(options: "BulkOptions", settings: "Settings", order: "Order", *, as_json: bool) -> int:
     """Captions of a few files on standard output; the exit status."""
     from server.bulk.names import one_line, utf8
+    from server.bulk.printed import json_line
     from server.offline import Captions
 
     captions = Captions.open(lambda: load_runner(settings), settings, order)
@@ -249,12 +256,13 @@ def _print(options: "BulkOptions", settings: "Settings", order: "Order", *, as_j
     failed = False
     for result in captions.of(options.files):
         failed |= result.generation is None
-        text = options.wording.around(result.text)
+        reason = "" if result.generation is None else result.generation.finish_reason
+        text = options.wording.around(result.text, reason)
         if as_json:
             row = result.row() | {"file": utf8(str(result.path))}
             if result.generation is not None:
                 row |= {"caption": text, **warned}
-            typer.echo(json.dumps(row, ensure_ascii=False))
+            typer.echo(json_line(row))
         elif result.generation is None:
             typer.echo(f"rediff: {one_line(str(result.path))}: {result.error}", err=True)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from dataclasses import replace
@@ -16,6 +17,7 @@ from rediff_model.chat_template import DEFAULT_QUESTION
 from server import cli
 from server.bulk.item import BulkError
 from server.bulk.options import BulkOptions
+from server.bulk.printed import json_line
 from server.bulk.tables import journal_of
 from server.commands import caption
 from server.commands.options import CommandError
@@ -324,3 +326,69 @@ def test_a_prompt_that_the_model_was_taught_is_asked_without_a_word(
     header, row = out.read_text(encoding="utf-8").splitlines()
     assert header.endswith(",warning")
     assert row.split(",")[2:] == ["a pear", "0.5", "1", "2", "stop", ""]
+
+
+LONG = "One pear lies. Two red apples lie on the grass"
+"""More words than a canvas has."""
+
+
+@pytest.mark.parametrize("where", ["here", "server"])
+def test_captions_that_were_cut_off_are_counted_and_may_end_at_a_sentence(
+    command: Command, folder: Path, where: str
+) -> None:
+    out = folder.parent / "out.jsonl"
+    words: list[str | Path] = [folder, "--recursive", "--out", out, "--prompt", LONG]
+    drop: list[str | Path] = ["--drop-incomplete-sentence", "--overwrite"]
+    cut = "One pear lies. Two red apples lie on"
+    with serving(lambda: command.runner) as address:
+        if where == "server":
+            words += ["--base-url", f"http://{address}"]
+        for options, expected in (([], cut), (drop, "One pear lies.")):
+            status, _, err = command(*words, *options)
+            assert status == 0
+            assert "rediff: 2 captions, 2 cut off, 0 skipped, 1 failed; " in err
+            rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+            assert [(row["caption"], row["finish_reason"]) for row in rows] == [
+                (expected, "length")
+            ] * 2
+        assert command(folder / "a.png", *words[4:], *drop[:1])[1] == "One pear lies.\n"
+
+
+def test_nothing_to_caption_is_told_and_a_failure_with_strict(
+    command: Command, tmp_path: Path
+) -> None:
+    listing = tmp_path / "list"
+    listing.write_text("\n")
+    for arguments in ([tmp_path, "--glob", "*.PNG"], ["--list", listing]):
+        for strict in (0, 1):
+            status, _, err = command(*arguments, *(["--strict"] * strict))
+            assert status == strict
+            first, last = err.splitlines()
+            assert first.startswith("rediff: 0 captions, 0 skipped, 0 failed; ")
+            assert last.startswith("rediff: nothing to caption: ")
+
+
+def test_a_resumed_run_keeps_to_full_sentences(command: Command, folder: Path) -> None:
+    out = folder.parent / "out.jsonl"
+
+    def interrupted(ids: tuple[int, ...]) -> str:
+        raise KeyboardInterrupt
+
+    command.runner.decode = interrupted  # type: ignore[method-assign]
+    assert command(folder, "--out", out)[0] == 130
+    status, _, err = command(folder, "--out", out, "--resume", "--drop-incomplete-sentence")
+    assert status == 1
+    assert "was begun with wording" in err
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8", "utf-16"])
+def test_json_stays_json_whatever_the_terminal_holds(
+    monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    buffer = io.BytesIO()
+    stream = io.TextIOWrapper(buffer, encoding=encoding, errors="backslashreplace")
+    monkeypatch.setattr(sys, "stdout", stream)
+    row = {"caption": "é 鳥 \N{BIRD}"}
+    stream.write(json_line(row))
+    stream.flush()
+    assert json.loads(buffer.getvalue().decode(encoding)) == row
