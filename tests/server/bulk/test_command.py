@@ -359,7 +359,8 @@ def test_nothing_to_caption_is_told_and_a_failure_with_strict(
 ) -> None:
     listing = tmp_path / "list"
     listing.write_text("\n")
-    for arguments in ([tmp_path, "--glob", "*.PNG"], ["--list", listing]):
+    cases: list[list[str | Path]] = [[tmp_path, "--glob", "*.PNG"], ["--list", listing]]
+    for arguments in cases:
         for strict in (0, 1):
             status, _, err = command(*arguments, *(["--strict"] * strict))
             assert status == strict
