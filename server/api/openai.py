@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from rediff_model.sampling.outputs import StepEvent
+from rediff_model.words import token_texts
 from server.api.body import read_json
 from server.api.errors import error_body
 from server.api.logprobs import logprobs_of
@@ -17,7 +18,6 @@ from server.api.openai_body import ChatBody, Form, chunk, cut_at_stop
 from server.api.openai_messages import read_messages
 from server.api.picture_source import from_url
 from server.api.request_builder import Orders
-from server.api.responses import token_texts
 from server.api.schemas import ErrorAnswer
 from server.api.sse import KEEP_ALIVE, EventStream, events_of, sse, unless_left
 from server.errors import BadBody, ServeError

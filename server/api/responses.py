@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import re
-from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, Final
 
+from rediff_model.words import token_texts, words
 from server.api.schemas import CaptionAnswer, StepMark, TimingAnswer, Token, Usage, Word
 
 if TYPE_CHECKING:
@@ -69,38 +68,12 @@ def caption_answer(
             )
         ]
         confidences = done.confidences[: len(done.ids)]
-        answer.words = words(texts, confidences)
+        answer.words = [
+            Word(text=word.text, confidence=round(word.confidence, 6))
+            for word in words(texts, confidences)
+        ]
         answer.caption_confidence = caption_confidence(answer.caption, confidences)
     return answer
-
-
-def token_texts(ids: tuple[int, ...], decode: Decode) -> list[str]:
-    """The text that each token adds; together they are the caption.
-
-    A token that ends inside a character adds nothing; the one that completes it adds it all.
-    """
-    texts, so_far = [], ""
-    for count in range(1, len(ids) + 1):
-        whole = decode(ids[:count])
-        if whole.endswith("\ufffd") and count < len(ids):
-            whole = so_far
-        texts.append(whole[len(so_far) :])
-        so_far = whole
-    return texts
-
-
-def words(texts: Sequence[str], confidences: Sequence[float]) -> list[Word]:
-    """The words of a caption, split at white space, with the lowest confidence of their tokens."""
-    spans = list(pairwise(accumulate(map(len, texts), initial=0)))
-    found = []
-    for match in re.finditer(r"\S+", "".join(texts)):
-        lowest = min(
-            confidence
-            for (begin, end), confidence in zip(spans, confidences, strict=True)
-            if begin < match.end() and end > match.start()
-        )
-        found.append(Word(text=match.group(), confidence=round(lowest, 6)))
-    return found
 
 
 def caption_confidence(caption: str, confidences: Sequence[float]) -> float:

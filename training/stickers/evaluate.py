@@ -16,7 +16,9 @@ import torch
 
 from rediff_model.chat_template import DEFAULT_QUESTION
 from rediff_model.sampling.sampler import generate
+from rediff_model.words import token_texts, words
 from training.stickers.atlas import default_names
+from training.stickers.confidence import Judged, auroc, judge_words, reliability
 from training.stickers.export import SEED_STRIDE, annotation
 from training.stickers.grammar import compose
 from training.stickers.lexicon import unknown_words
@@ -57,6 +59,8 @@ class Row:
     """Metric name to its mean and 95 % interval: `mean`, `low`, `high`."""
     unknown_words: float = 0.0
     """Share of the captions that hold a word which the grammar never writes."""
+    judged: tuple[Judged, ...] = ()
+    """Every word of the captions."""
     sizes_stated: float = 0.0
     """Share of the captions that say how many stickers are large or small."""
 
@@ -69,6 +73,10 @@ class Row:
             "sizes_stated": self.sizes_stated,
             **self.metrics,
             "facts": self.facts,
+            "confidence": {
+                "auroc": auroc(self.judged),
+                "reliability": [asdict(each) for each in reliability(self.judged)],
+            },
         }
 
 
@@ -100,6 +108,12 @@ def evaluate(
     """Caption scenes with one way of decoding and score them; `on_captions` counts progress."""
     generations = decode(captioner, prompts, settings, on_captions=on_captions)
     captions = tuple(captioner.decode(generation.ids) for generation in generations)
+    judged: list[Judged] = []
+    for scene, generation, text in zip(scenes, generations, captions, strict=True):
+        texts = token_texts(generation.ids, captioner.decode)
+        judged += judge_words(
+            scene, text, words(texts, generation.confidences[: len(texts)]), names
+        )
     scores = [score(scene, text, names) for scene, text in zip(scenes, captions, strict=True)]
     return Row(
         tokens_per_step=settings.tokens_per_step or 4,
@@ -108,6 +122,7 @@ def evaluate(
         captions=captions,
         facts=_facts(scenes, captions, names),
         metrics=asdict(summarise(scores)),
+        judged=tuple(judged),
         unknown_words=sum(bool(unknown_words(text, names)) for text in captions) / len(captions),
         sizes_stated=sum(states_sizes(text, names) for text in captions) / len(captions),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -88,6 +88,10 @@ class Sentence:
     kind: Kind | None
     facts: tuple[Fact, ...] | None
     mentions: tuple[str, ...]
+    start: int = 0
+    """Its first character in the caption."""
+    spans: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Placeholder to the characters, from the sentence's start, that fill it in."""
 
 
 def parse(text: str, names: Sequence[str]) -> tuple[Sentence, ...]:
@@ -117,11 +121,14 @@ class _Parser:
         self._templates = [(each, _pattern(each, name_pattern)) for each in templates]
 
     def parse(self, text: str) -> tuple[Sentence, ...]:
-        pieces = re.findall(r"[^.]*\.|[^.]+$", text.strip())
-        return tuple(
-            self._sentence(piece.strip(), spaced=index == 0 or bool(re.match(r" [^ ]", piece)))
-            for index, piece in enumerate(pieces)
-        )
+        indent = len(text) - len(text.lstrip())
+        sentences: list[Sentence] = []
+        for found in re.finditer(r"[^.]*\.|[^.]+$", text.strip()):
+            piece = found.group()
+            spaced = not sentences or bool(re.match(r" [^ ]", piece))
+            start = indent + found.start() + len(piece) - len(piece.lstrip())
+            sentences.append(replace(self._sentence(piece.strip(), spaced=spaced), start=start))
+        return tuple(sentences)
 
     def _sentence(self, text: str, *, spaced: bool) -> Sentence:
         for template, pattern in self._templates if spaced else ():
@@ -138,7 +145,9 @@ class _Parser:
             if template.render(surfaces)[0] != text:
                 continue
             mentions = tuple(surfaces[form] for form in NAME_FORMS if form in surfaces)
-            return Sentence(text, template.kind, tuple(_facts(surfaces)), mentions)
+            spans = {form: match.span(form) for form in surfaces}
+            facts = tuple(_facts(surfaces))
+            return Sentence(text, template.kind, facts, mentions, spans=spans)
         found = self._mention.findall(text)
         return Sentence(text, None, None, tuple(self._spelling[name.lower()] for name in found))
 

@@ -84,7 +84,7 @@ def score(scene: Scene, text: str, names: Sequence[str]) -> Score:
     if unknown := present.difference(names):
         raise ValueError(f"the scene's stickers {sorted(unknown)} are not among the known names")
     sentences = parse(text, names)
-    stated = [_same(fact) for sentence in sentences for fact in sentence.facts or ()]
+    stated = [same(fact) for sentence in sentences for fact in sentence.facts or ()]
     mentioned = {name for sentence in sentences for name in sentence.mentions}
     true = facts_of(scene)
     right = sum(fact in true for fact in stated)
@@ -111,7 +111,7 @@ def judged(scene: Scene, text: str, names: Sequence[str]) -> Counter[tuple[str, 
     true = facts_of(scene)
     present = {sticker.name for sticker in scene.stickers}
     return Counter(
-        (_kind(fact, present), _same(fact) in true)
+        (_kind(fact, present), same(fact) in true)
         for sentence in parse(text, names)
         for fact in sentence.facts or ()
     )
@@ -148,7 +148,7 @@ def facts_of(scene: Scene) -> frozenset[Fact]:
         ]
     for subject, kind, object_ in true_relations(scene):
         relation = RelationFact(scene.stickers[subject].name, kind, scene.stickers[object_].name)
-        facts.append(_same(relation))
+        facts.append(same(relation))
     return frozenset(facts)
 
 
@@ -179,7 +179,7 @@ def _coverage(scene: Scene, correct: frozenset[Fact]) -> float:
     return (others + counted + min(relations, expected)) / total
 
 
-def _same(fact: Fact) -> Fact:
+def same(fact: Fact) -> Fact:
     """One way to say a relation: "b right of a" becomes "a left of b"."""
     if isinstance(fact, RelationFact) and fact.kind in ("right of", "below"):
         return RelationFact(fact.object, CONVERSE[fact.kind], fact.subject)
