@@ -7,10 +7,8 @@ tensor names, as `model.safetensors` or as shards with `model.safetensors.index.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from rediff_model.config import ModelConfig
+from rediff_model.files.atomic import replacing_folder
 from rediff_model.network.proxies import ProxyError, proxy_of
 
 if TYPE_CHECKING:
@@ -170,10 +169,7 @@ def save(
     out = Path(out).absolute()
     if out.exists() and not (out.is_dir() and ((out / CONFIG).is_file() or not any(out.iterdir()))):
         raise CheckpointError(f"{out} exists and is no checkpoint folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
-        fresh = Path(scratch) / "fresh"
-        fresh.mkdir()
+    with replacing_folder(out) as fresh:
         text = json.dumps(config.to_json(), indent=2) + "\n"
         (fresh / CONFIG).write_text(text, encoding="utf-8")
         for pattern in TOKENIZER_PATTERNS if tokenizer_folder is not None else ():
@@ -183,9 +179,6 @@ def save(
         for weights in fresh.glob("*.safetensors"):
             # safetensors writes files that only their owner may read.
             weights.chmod((fresh / CONFIG).stat().st_mode)
-        if out.exists():
-            os.rename(out, Path(scratch) / "old")
-        os.rename(fresh, out)
 
 
 class _DroppedParts:

@@ -1,75 +1,181 @@
-"""Files that are there whole or not at all."""
+"""Files and folders that are there whole or not at all: one writer for server and training."""
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import re
+import secrets
+import stat
+import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeGuard
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_TEMPORARY: Final = re.compile(r"\.rediff-(\d+)\.tmp")
-
-
-def temporary_in(folder: Path) -> Path:
-    """Where this process writes a file of the folder before it gets its name.
-
-    Only one at a time in a folder. The name is short, so that a name of the full length that the
-    file system allows can be written too.
-    """
-    return folder / f".rediff-{os.getpid()}.tmp"
+_RUN: Final = secrets.token_hex(4)
+"""Tells this process's temporary files from those of an earlier one with the same number."""
+_TEMPORARY: Final = re.compile(r"\.rediff-(\d+)(?:-([0-9a-f]+)-[0-9a-f]+)?\.tmp")
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, which takes the place of `path` at the end, safe from a loss of power."""
-    temporary = temporary_in(path.parent)
+def replacing(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
+    """Open a temporary file that replaces `path` when the block ends without an exception.
+
+    Missing folders are made. A file that is replaced keeps its mode, and a link to it stays a
+    link. Devices, pipes and open descriptors (`/dev/stdout`) are written to directly. With `sync`
+    the new file survives a loss of power.
+
+    Raises:
+        OSError: the file cannot be written; names `path`.
+    """
+    temporary: Path | None = None
     try:
-        with temporary.open("wb") as stream:
+        target = _target(path)
+        if target is None:
+            with _open_directly(path) as stream:
+                yield stream
+            return
+        temporary = target.with_name(f".rediff-{os.getpid()}-{_RUN}-{secrets.token_hex(4)}.tmp")
+        with _create(temporary, path.parent) as stream:
+            with suppress(OSError):
+                os.fchmod(stream.fileno(), stat.S_IMODE(target.stat().st_mode))
             yield stream
             stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+            if sync:
+                os.fsync(stream.fileno())
+        temporary.replace(target)
+        if sync:
+            _sync_folder(target.parent)
+    except BaseException as error:
+        if temporary is not None:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        # Nobody asked for the temporary file: name the file itself.
+        if _is_unnamed(error, temporary):
+            raise OSError(error.errno, error.strerror, str(path)) from None
         raise
 
 
-def write_text(path: Path, text: str) -> None:
-    """A small file, whole even if the process is killed; not waiting for the disk."""
-    temporary = temporary_in(path.parent)
+def write_text(path: Path, text: str, *, sync: bool = False) -> None:
+    """Write a text file as `replacing` does; by default without waiting for the disk."""
     for attempt in range(2):
         try:
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(path)
+            with replacing(path, sync=sync) as stream:
+                stream.write(text.encode())
             return
         except FileNotFoundError:
-            # The first of its folder; or a run on another machine, which cannot see that this
-            # process lives, took the temporary for a stale one.
+            # A run on another machine cannot see that this process lives, and may have swept its
+            # temporary file.
             if attempt:
                 raise
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            # Nobody asked for the temporary: name the file itself.
-            raise OSError(error.errno, error.strerror, str(path)) from None
-        except BaseException:
-            temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON, as `write_text` does."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Make a temporary folder that replaces `path` when the block ends without an exception.
+
+    Between two renames there is no folder of that name. A link to a folder stays a link.
+
+    Raises:
+        OSError: the folder cannot be made or replaced.
+    """
+    target = Path(os.path.realpath(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".rediff-", dir=target.parent) as scratch:
+        fresh, old = Path(scratch) / "fresh", Path(scratch) / "old"
+        fresh.mkdir()
+        yield fresh
+        if target.exists():
+            target.rename(old)
+        try:
+            fresh.rename(target)
+        except OSError:
+            if old.exists():
+                old.rename(target)
             raise
 
 
+def is_replaceable(path: Path) -> bool:
+    """Return whether `path` is, or can become, a plain file; false for devices and pipes.
+
+    Raises:
+        OSError: it is a folder, or cannot be looked at.
+    """
+    return _target(path) is not None
+
+
 def sweep(folder: Path) -> None:
-    """Remove temporaries that killed runs left. Nothing of this process may be in work there."""
+    """Remove temporary files that killed processes left in a folder."""
     with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
         for entry in entries:
             match = _TEMPORARY.fullmatch(entry.name)
-            if match is not None and not _lives(int(match.group(1))):
+            if match is not None and match[2] != _RUN and not _lives(int(match[1])):
                 with suppress(FileNotFoundError):
                     Path(entry.path).unlink()
+
+
+def _target(path: Path) -> Path | None:
+    """The plain file, behind links, that is replaced; None if `path` is written to directly."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return Path(os.path.realpath(path))
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode) or _descriptor(path) is not None:
+        return None
+    return Path(os.path.realpath(path))
+
+
+def _is_unnamed(error: BaseException, temporary: Path | None) -> TypeGuard[OSError]:
+    if not isinstance(error, OSError) or error.errno is None:
+        return False
+    return error.filename in (None, str(temporary))
+
+
+def _descriptor(path: Path) -> int | None:
+    """The number of the open descriptor that `path` stands for, such as 1 for `/dev/stdout`."""
+    name = os.path.abspath(path)
+    while True:
+        match = re.fullmatch(rf"/(?:dev|proc/(?:self|{os.getpid()}))/fd/(\d+)", name)
+        if match is not None:
+            return int(match[1])
+        if not os.path.islink(name):
+            return None
+        name = os.path.abspath(os.path.join(os.path.dirname(name), os.readlink(name)))
+
+
+def _open_directly(path: Path) -> BinaryIO:
+    number = _descriptor(path)
+    # A descriptor that is opened anew would start at the beginning of its file.
+    return path.open("wb") if number is None else os.fdopen(os.dup(number), "wb")
+
+
+def _create(temporary: Path, folder: Path) -> BinaryIO:
+    try:
+        return temporary.open("wb")
+    except FileNotFoundError:
+        folder.mkdir(parents=True, exist_ok=True)
+        return temporary.open("wb")
+
+
+def _sync_folder(folder: Path) -> None:
+    # Not every file system can do it.
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _lives(process: int) -> bool:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
+from rediff_model.files.lock import Locked
 from server.bulk.item import BulkError
 from server.bulk.nothing import nothing_found
 from server.bulk.output import Doubt
@@ -77,6 +78,8 @@ def caption(
     # Whoever read the output has seen enough; see server.cli.
     except BrokenPipeError:
         raise
+    except Locked as error:
+        raise BulkError(str(error)) from None
     except OSError as error:
         name = error.filename2 or error.filename or options.out or "standard output"
         raise BulkError(f"{name}: {error.strerror or error}") from None

@@ -6,8 +6,9 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
+from rediff_model.files import jsonl
+from rediff_model.files.lock import lock
 from server.bulk.item import BulkError
-from server.bulk.lock import hold
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -21,12 +22,13 @@ class Journal:
         """`head` says what the rows depend on; `anew` forgets those of an earlier run.
 
         Raises:
-            BulkError: another run writes to it, or one with another head has.
+            Locked: another run writes to it.
+            BulkError: one with another head has.
         """
         self._path = path
         self._file = path.open("a+b")
         try:
-            hold(self._file, path)
+            lock(self._file, path)
             if anew:
                 self._file.truncate(0)
             self.sources = self._read(json.loads(json.dumps(head)))
@@ -38,16 +40,15 @@ class Journal:
         """The pictures that have a row, after a check of the head and a cut behind the rows."""
         sources: set[str] = set()
         end = 0
-        self._file.seek(0)
-        for line in self._file:
-            row = _parsed(line)
+        for line in jsonl.lines(self._file):
+            row = _parsed(line.data)
             if row is None:
                 break
             if end == 0:
                 self._check(row, head)
             else:
                 sources.add(row["source"])
-            end += len(line)
+            end = line.offset + len(line.data)
         self._file.truncate(end)
         if end == 0:
             self._write(head)
@@ -68,10 +69,11 @@ class Journal:
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """All rows in order."""
-        with self._path.open("rb") as lines:
-            next(lines)
-            for line in lines:
-                yield json.loads(line)
+        rows = jsonl.read(self._path)
+        next(rows)
+        for _, row in rows:
+            assert isinstance(row, dict)
+            yield row
 
     def close(self) -> None:
         """Keep the rows for a run that goes on."""
@@ -95,7 +97,7 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     if not line.endswith(b"\n"):
         return None
     try:
-        row = json.loads(line)
+        row = jsonl.parse(line)
     except ValueError:
         return None
     return row if isinstance(row, dict) else None

@@ -8,7 +8,7 @@ import re
 import tarfile
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
-from server.bulk.lock import hold
+from rediff_model.files.lock import lock
 from server.bulk.pictures import read
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Shards:
         """`max_bytes` bounds a picture's file; `anew` removes shards of earlier runs.
 
         Raises:
-            BulkError: another run writes to one of the folders.
+            Locked: another run writes to one of the folders.
         """
         self._max_bytes = max_bytes
         self._doubt = doubt
@@ -81,7 +81,7 @@ class ShardWriter:
         self._shard_size = shard_size
         self._part = (folder / _PART).open("a+b")
         try:
-            hold(self._part, folder)
+            lock(self._part, folder)
             if anew:
                 self._part.truncate(0)
                 for shard in shards_in(folder):
@@ -134,7 +134,7 @@ class ShardWriter:
         if self._in_part == self._shard_size:
             self.seal()
             self._part = (self._folder / _PART).open("a+b")
-            hold(self._part, self._folder)
+            lock(self._part, self._folder)
 
     def seal(self) -> None:
         """Give the shard that is being filled its end and its name; an empty one goes."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from rediff_model.files.atomic import write_json
 from rediff_model.vision.tiling import cut_tiles, layout
 from training.config import TrainConfigError
 from training.data.archive import by_name, members
@@ -22,7 +23,6 @@ from training.data.images import ImageFolder, ImageShards
 from training.data.mixture import Mixture, Source
 from training.data.problems import Report
 from training.data.row_files import RowFile, RowShards
-from training.whole_file import write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

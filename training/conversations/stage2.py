@@ -11,6 +11,7 @@ import torch
 from tokenizers import Tokenizer
 
 from rediff_model.checkpoint import resolve
+from rediff_model.files.atomic import write_json
 from rediff_model.model import Captioner
 from training.config import TrainConfigError
 from training.conversations.batches import open_all, open_images, open_source
@@ -25,7 +26,6 @@ from training.data.problems import Report, listed
 from training.data.row_files import RowFile
 from training.loop.run_folder import alone, claim
 from training.loop.state import processes, wait_for
-from training.whole_file import write_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

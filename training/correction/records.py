@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from rediff_model.files import jsonl
+from rediff_model.files.atomic import replacing
 from training.data.conversation import Pair
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class Appender:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _cut_torn_line(path)
+        jsonl.cut_torn_line(path)
         self.keys = {record["key"] for record in read_records(path)}
         self._file = path.open("a", encoding="utf-8")
 
@@ -111,29 +112,28 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         RecordError: a line is not a JSON object with a key.
     """
+    for _, record in _numbered(path):
+        yield record
+
+
+def _numbered(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line number and record, as `read_records` gives them."""
     if not path.exists():
         return
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise RecordError(f"{path}:{number}: not JSON: {error}") from None
+    try:
+        for number, record in jsonl.read(path):
             if not isinstance(record, dict) or not isinstance(record.get("key"), str):
-                raise RecordError(f"{path}:{number}: a record needs a key, got {line[:60]!r}")
-            yield record
+                raise RecordError(f"{path}:{number}: a record needs a key, got {record!r:.60}")
+            yield number, record
+    except jsonl.BadLine as error:
+        raise RecordError(str(error)) from None
 
 
 def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Write a file whole: a reader sees the old one or the new one, if records fail to come too."""
-    fresh = path.with_name(f"{path.name}.new")
-    try:
-        with fresh.open("w", encoding="utf-8") as file:
-            for record in records:
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        fresh.replace(path)
-    finally:
-        fresh.unlink(missing_ok=True)
+    with replacing(path, sync=False) as file:
+        for record in records:
+            file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
 
 
 def read_drafts(path: Path) -> list[Draft]:
@@ -143,23 +143,9 @@ def read_drafts(path: Path) -> list[Draft]:
         RecordError: a record is no draft.
     """
     drafts = []
-    for number, record in enumerate(read_records(path), 1):
+    for number, record in _numbered(path):
         try:
             drafts.append(Draft.from_json(record))
         except (KeyError, TypeError) as error:
             raise RecordError(f"{path}:{number}: no draft: {error!r}") from None
     return drafts
-
-
-def _cut_torn_line(path: Path) -> None:
-    if not path.exists():
-        return
-    with path.open("rb+") as file:
-        end = file.seek(0, os.SEEK_END)
-        data = b""
-        while end and b"\n" not in data:
-            start = max(0, end - 65536)
-            file.seek(start)
-            data = file.read(end - start) + data
-            end = start
-        file.truncate(end + data.rfind(b"\n") + 1)

@@ -6,12 +6,12 @@ shards are understood.
 
 from __future__ import annotations
 
-import json
 from array import array
 from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
+from rediff_model.files import jsonl
 from rediff_model.files.image_formats.names import SUFFIXES
 from training.data.archive import members
 from training.data.conversation import parse_row
@@ -152,19 +152,15 @@ def _spans(path: Path, field: str, report: Report) -> Iterator[tuple[int, int, i
             file.seek(0)
             yield from elements(file.read(), path, field, report)
             return
-        file.seek(0)
-        offset = 0
-        for line, text in enumerate(file, 1):
-            if text.strip():
-                yield offset, len(text), line, text
-            offset += len(text)
+        for line in jsonl.lines(file):
+            yield line.offset, len(line.data), line.number, line.data
 
 
 def _load(text: bytes, where: str) -> object:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BadRow("malformed", where, f"not JSON: {error}") from None
+        return jsonl.parse(text)
+    except ValueError as error:
+        raise BadRow("malformed", where, str(error)) from None
 
 
 def _groups(found: Iterable[Member]) -> Iterator[list[Member]]:

@@ -65,7 +65,6 @@ def convert(path: Path, tokenizer: Tokenizer, out: Path, question: str, report: 
             count += 1
             yield row
 
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_records(out, prepared())
     return count
 

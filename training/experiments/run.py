@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from rediff_model.checkpoint import CheckpointError, resolve
+from rediff_model.files.atomic import write_json
 from rediff_model.model import Captioner
 from rediff_model.sampling.params import SamplerSettings
 from training.config import SceneTraining
@@ -30,7 +31,6 @@ from training.stickers.evaluate import decode, scene_prompts
 from training.stickers.export import SEED_STRIDE
 from training.stickers.sample import sample_scene
 from training.stickers.score import METRICS, score, summarise
-from training.whole_file import write_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from training.whole_file import write_text
+from rediff_model.files import jsonl
+from rediff_model.files.atomic import write_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -84,9 +85,10 @@ def _read(path: Path) -> list[dict[str, float]]:
     """The lines of a log, but for one that a kill cut off."""
     rows: list[dict[str, float]] = []
     if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            with suppress(ValueError):
-                rows.append(json.loads(line))
+        with path.open("rb") as file:
+            for line in jsonl.lines(file):
+                with suppress(ValueError):
+                    rows.append(cast("dict[str, float]", jsonl.parse(line.data)))
     return rows
 
 

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import logging
-import os
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from rediff_model.files.atomic import write_json
+from rediff_model.files.lock import Locked, folder_lock
 from training.config import TrainConfigError, Training
 from training.loop.state import processes
-from training.whole_file import write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
     from pathlib import Path
 
 Config = TypeVar("Config")
-
-logger = logging.getLogger(__name__)
 
 
 def alone(run: Callable[[Config, Path], Path]) -> Callable[[Config, Path], Path]:
@@ -35,34 +31,13 @@ def alone(run: Callable[[Config, Path], Path]) -> Callable[[Config, Path], Path]
             folder.mkdir(parents=True, exist_ok=True)
         except FileExistsError:
             raise TrainConfigError(f"{folder} is a file: name a folder for the run") from None
-        with hold(folder):
-            return run(config, folder)
+        try:
+            with folder_lock(folder):
+                return run(config, folder)
+        except Locked as error:
+            raise TrainConfigError(str(error)) from None
 
     return held
-
-
-@contextmanager
-def hold(folder: Path) -> Iterator[None]:
-    """Keep other processes away from `folder` meanwhile; a lock ends with its process.
-
-    Raises:
-        TrainConfigError: another process is there; names its number.
-    """
-    with (folder / "lock").open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise TrainConfigError(
-                f"{folder} is in use by process {file.read().strip() or 'unknown'}; "
-                "wait for it or end it"
-            ) from None
-        except OSError as error:
-            logger.warning("%s cannot be locked (%s): begin no second run in it", folder, error)
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
 
 
 @contextmanager

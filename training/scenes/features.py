@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import torch
 
+from rediff_model.files.atomic import write_json
 from rediff_model.vision.efficientnet import LATE_WEIGHTS, MIDDLE_CHANNELS, MIDDLE_STRIDE
 from rediff_model.vision.tiling import cut_tiles
 from training.stickers.render import render
 from training.stickers.sample import sample_scene
-from training.whole_file import write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from rediff_model.chat_template import DEFAULT_QUESTION
 from rediff_model.config import Preferences, TokenIds
+from rediff_model.files.atomic import write_json
 from training.config import SceneTraining, Strict
 from training.correction.drafts import DraftSettings, Subject, write_drafts
 from training.correction.experts.build import ExpertShape, free_expert, scene_expert
@@ -40,7 +41,6 @@ from training.scenes.stage1 import (
 )
 from training.stickers.grammar import compose
 from training.stickers.sample import sample_scene
-from training.whole_file import write_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

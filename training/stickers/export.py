@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, get_args
 
 import numpy as np
 
+from rediff_model.files.atomic import replacing_folder
 from training.stickers.graph import RelationKind, Scene, Sticker
 from training.stickers.render import render
 from training.stickers.sample import sample_scene
@@ -57,14 +56,8 @@ def write_split(
         raise FileExistsError(f"{out} is the current folder; name one in it")
     if not overwrite and out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty; give overwrite=True to replace it")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
-        folder = Path(temporary) / "split"
-        folder.mkdir()
+    with replacing_folder(out) as folder:
         _write_pictures(folder, split, count, seed, atlas, compose)
-        if out.exists():
-            shutil.move(out, Path(temporary) / "replaced")
-        folder.rename(out)
     return out / ANNOTATIONS
 
 

@@ -11,10 +11,7 @@ C new tokens.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -23,11 +20,13 @@ from torch import nn
 from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
 from rediff_model.chat_template import DEFAULT_QUESTION, TextCodec, conversation
+from rediff_model.files.atomic import replacing_folder
 from rediff_model.vision.siglip import build_projector
 from training.stickers.tokenizer import save as save_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from tokenizers import Tokenizer
     from torch import Tensor
@@ -110,7 +109,6 @@ def save(model: CaptionModel, tokenizer: Tokenizer, training: Mapping[str, int],
 
     `training` says what it has been trained on, and is kept beside it as training.json.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
     stop = model.config.stop_token_id
     with torch.device("meta"):
         language = Qwen3ForCausalLM(language_config(model))
@@ -125,16 +123,12 @@ def save(model: CaptionModel, tokenizer: Tokenizer, training: Mapping[str, int],
         for name, value in state.items()
         if name.startswith(OURS[1:])
     }
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
-        fresh = Path(scratch) / "fresh"
+    with replacing_folder(out) as fresh:
         save_tokenizer(tokenizer, fresh)
         language.save_pretrained(fresh)
         save_file(projector, fresh / PROJECTOR, metadata={"format": "pt"})
         text = json.dumps(dict(training), indent=2) + "\n"
         (fresh / TRAINING).write_text(text, encoding="utf-8")
-        if out.exists():
-            os.rename(out, Path(scratch) / "old")
-        os.rename(fresh, out)
 
 
 def language_config(model: CaptionModel) -> Qwen3Config:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from rediff_model.files.lock import Locked
 from server.bulk.item import BulkError
 from server.bulk.journal import Journal
 
@@ -67,7 +68,7 @@ def test_two_runs_do_not_share_a_journal(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     write(path)
     journal = Journal(path, HEAD, anew=False)
-    with pytest.raises(BulkError, match="another run is writing to it"):
+    with pytest.raises(Locked, match="is in use by another process"):
         Journal(path, HEAD, anew=True)
     assert list(journal.rows()) == ROWS
     journal.remove()

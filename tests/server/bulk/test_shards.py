@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from bulk_case import KnownCaptioner, captioned, full_disk, item, png, run_over, write_pictures
 
+from rediff_model.files.lock import Locked
 from server.bulk.inputs import Inputs
 from server.bulk.item import BulkError
 from server.bulk.output import Doubt
@@ -119,7 +120,7 @@ def test_beginning_anew_removes_shards_and_nothing_else(tmp_path: Path, pictures
 
 def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
     first = shards(tmp_path / "out")
-    with pytest.raises(BulkError, match="another run is writing to it"):
+    with pytest.raises(Locked, match="is in use by another process"):
         shards(tmp_path / "out")
     first.close()
 

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from rediff_model.files.lock import folder_lock
 from training.config import TrainConfigError
-from training.loop.run_folder import alone, hold
+from training.loop.run_folder import alone
 
 HOLDER = """
 import sys
 from pathlib import Path
-from training.loop.run_folder import hold
-with hold(Path(sys.argv[1])):
+from rediff_model.files.lock import folder_lock
+with folder_lock(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -46,7 +47,7 @@ def test_a_folder_is_made_and_let_go(tmp_path: Path) -> None:
     assert alone(lambda _config, folder: folder / "checkpoint")(None, folder) == (
         folder / "checkpoint"
     )
-    with hold(folder):
+    with folder_lock(folder):
         assert (folder / "lock").read_text().isdecimal()
-    with hold(folder):
+    with folder_lock(folder):
         pass

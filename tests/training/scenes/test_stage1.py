@@ -14,6 +14,7 @@ from torch import nn
 from rediff_model.chat_template import DEFAULT_QUESTION
 from rediff_model.checkpoint import SHIPPED
 from rediff_model.config import Preferences, VisionConfig
+from rediff_model.files.atomic import write_json
 from rediff_model.model import Captioner
 from rediff_model.sampling.params import SamplerSettings
 from rediff_model.sampling.sampler import generate
@@ -25,7 +26,6 @@ from training.scenes.features import load_or_build
 from training.scenes.new_model import SceneRun, prepare
 from training.scenes.objective import SceneBatch, Text, slot_accuracy
 from training.scenes.stage1 import run
-from training.whole_file import write_json
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import threading
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
+
+from rediff_model.files.atomic import write_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,10 +35,7 @@ class AnswerCache:
     def put(self, model: str, messages: list[dict[str, Any]], answer: Answer) -> None:
         """Keep an answer; a reader sees all of it or nothing."""
         path = self._path(model, messages)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}")
-        fresh.write_text(json.dumps(asdict(answer)), encoding="utf-8")
-        fresh.replace(path)
+        write_text(path, json.dumps(asdict(answer)))
 
     def tokens(self) -> tuple[int, int]:
         """Of all answers kept, those of the prompts and of the completions."""
