@@ -7,6 +7,7 @@ tensor names, as `model.safetensors` or as shards with `model.safetensors.index.
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 from pathlib import Path
@@ -45,7 +46,14 @@ SHIPPED = Path(__file__).parent / "checkpoints"
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _SIGLIP = "model.vision_tower.vision_tower.vision_model."
+_COMPUTED = re.compile(
+    r"(?:.*\.)?(?:rotary_emb\.(?:original_)?inv_freq|rotary_emb\.(?:cos|sin)_cached)"
+)
+"""Buffers of older libraries, which are computed from the configuration."""
 _SIGLIP_LAYER = re.compile(re.escape(_SIGLIP) + r"encoder\.layers\.(\d+)\.")
+
+
+logger = logging.getLogger(__name__)
 
 
 class CheckpointError(ValueError):
@@ -120,8 +128,8 @@ def load_weights(
     Tensor by tensor from the mapped file to device and dtype (None keeps the file's; integers
     always keep theirs), so that beside the module's own tensors at most one is in memory. The
     module may be on the meta device. Tied parameters stay tied and are stored once. The parts of
-    a SigLIP tower that this architecture drops may be in the file; anything else that the module
-    lacks may not.
+    a SigLIP tower that this architecture drops may be in the file, and so may rotary frequencies,
+    which are logged; anything else that the module lacks may not.
 
     Raises:
         CheckpointError: a shard, a tensor or the index is missing, extra, broken or misshapen.
@@ -130,9 +138,13 @@ def load_weights(
     homes = _homes(module)
     pending = dict(homes)
     dropped = _DroppedParts(homes)
+    computed: list[str] = []
     for shard, name, stored in _stored_tensors(folder):
         if name not in pending:
             if dropped.holds(name):
+                continue
+            if _COMPUTED.fullmatch(name):
+                computed.append(name)
                 continue
             fault = "appears twice" if name in homes else "is not part of the model"
             raise CheckpointError(f"tensor {name} in {shard} {fault}")
@@ -149,6 +161,8 @@ def load_weights(
     if pending:
         more = f" and {len(pending) - 1} more" if len(pending) > 1 else ""
         raise CheckpointError(f"{folder} lacks tensor {min(pending)}{more}")
+    if computed:
+        logger.warning("%s: left out %s (%d tensors)", folder, computed[0], len(computed))
 
 
 def save(

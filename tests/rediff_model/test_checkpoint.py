@@ -169,6 +169,20 @@ def test_dropped_parts_of_a_published_tower_may_be_there(tmp_path: Path) -> None
     assert_same(loaded, model)
 
 
+def test_rotary_frequencies_beside_the_weights_are_left_out_and_told(
+    model: LanguageModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint.save(model, config(), None, tmp_path / "out")
+    names = [f"model.layers.{layer}.self_attn.rotary_emb.inv_freq" for layer in range(2)]
+    names += ["model.rotary_emb.inv_freq", "model.rotary_emb.original_inv_freq"]
+    extra = {name: torch.ones(4) for name in names}
+    rewrite(tmp_path / "out" / checkpoint.WEIGHTS, lambda all_: all_.update(extra))
+    loaded = LanguageModel(config().language)
+    checkpoint.load_weights(loaded, tmp_path / "out")
+    assert_same(loaded, model)
+    assert caplog.messages == [f"{tmp_path / 'out'}: left out {names[0]} (4 tensors)"]
+
+
 @pytest.mark.parametrize(
     "name", [f"{SIGLIP}encoder.layers.3.mlp.fc1.weight", f"{SIGLIP}logit_scale", "model.extra"]
 )

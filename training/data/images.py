@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from rediff_model.files.image_formats.limits import Limits, PictureError
@@ -10,7 +13,6 @@ from rediff_model.files.pictures import decode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from PIL import Image
 
@@ -37,18 +39,17 @@ class ImageStore(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ImageFolder:
-    """Pictures under a folder, by relative path."""
+    """Pictures under a folder, by relative path. Links in it may lead anywhere, names may not."""
 
     root: Path
     max_pixels: int = MAX_PIXELS
 
     def open(self, name: str) -> Image.Image:
         """The picture as RGB."""
-        try:
-            path = (self.root / name).resolve()
-        except (OSError, ValueError) as error:
-            raise ImageError(f"{name!r:.80} is no file name: {error}") from None
-        if not path.is_relative_to(self.root.resolve()):
+        root = os.path.abspath(self.root)
+        # By its text alone, which decides before a link is followed.
+        path = Path(os.path.normpath(os.path.join(root, name)))
+        if not path.is_relative_to(root):
             raise ImageError(f"{name} lies outside {self.root}")
         return open_rgb(path, self.max_pixels)
 
@@ -78,7 +79,14 @@ def open_rgb(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """
     name = "the picture" if isinstance(source, bytes) else str(source)
     try:
-        data = source if isinstance(source, bytes) else source.read_bytes()
+        data = source if isinstance(source, bytes) else _read(source)
         return decode(data, Limits(max_bytes=len(data), max_pixels=max_pixels))
-    except (OSError, PictureError) as error:
+    except (OSError, ValueError, PictureError) as error:
         raise ImageError(f"{name} cannot be decoded: {error}") from error
+
+
+def _read(path: Path) -> bytes:
+    # A pipe would be waited for, a device may never end.
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("not a plain file")
+    return path.read_bytes()

@@ -100,8 +100,8 @@ class Mixture:
     def batch(self, step: int, report: Report, rank: int = 0, world: int = 1) -> list[Example]:
         """The examples of step `step`, from 0, that fall to process `rank` of `world`.
 
-        A row or picture that cannot be used goes to `report`, and the next of its source takes the
-        place.
+        A row or picture that cannot be used goes to `report`, and the next usable one of its source
+        takes the place, as often as it must.
 
         Raises:
             MixtureError: the batch does not divide by `world`, or a source has no usable row.
@@ -123,8 +123,11 @@ class Mixture:
 
     def _example(self, key: int, number: int, position: int, report: Report) -> Example:
         source = self._sources[number]
-        for attempt in range(len(source.rows)):
-            row = source.rows.row(self._row_index(number, position + attempt))
+        count = len(source.rows)
+        # Around within one epoch: the next one may begin with the same bad rows.
+        epoch = position - position % count
+        for attempt in range(count):
+            row = source.rows.row(self._row_index(number, epoch + (position + attempt) % count))
             try:
                 sample = self._render(row)
                 image = source.images.open(row.image) if row.image else None
@@ -137,7 +140,7 @@ class Mixture:
             else:
                 report.extend(sample.problems)
                 return Example(key, source.name, sample, image)
-        raise MixtureError(f"none of the {len(source.rows)} rows of {source.name} can be used")
+        raise MixtureError(f"none of the {count} rows of {source.name} can be used")
 
     def _deal_block(self, block: int) -> list[tuple[int, int]]:
         """Source and position in that source's endless order, for every place of a block."""

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import random
 import tarfile
 from collections import Counter
@@ -235,6 +236,38 @@ def test_a_folder_does_not_lead_outside(tmp_path: Path) -> None:
         store.open("b.png")
 
 
+def test_links_inside_a_data_folder_are_followed_and_names_do_not_climb(tmp_path: Path) -> None:
+    data, blobs = tmp_path / "data", tmp_path / "blobs"
+    (blobs / "deep").mkdir(parents=True)
+    data.mkdir()
+    (blobs / "abc").write_bytes(picture())
+    (blobs / "deep" / "b.png").write_bytes(picture((5, 5)))
+    # As the caches of hubs are, and disks of another place.
+    (data / "a.png").symlink_to("../blobs/abc")
+    (data / "coco").symlink_to(blobs / "deep")
+    (data / "circle").symlink_to(data)
+    (data / "round.png").symlink_to("round.png")
+    (data / "gone.png").symlink_to(tmp_path / "unmounted" / "c.png")
+    (data / "zeros.png").symlink_to("/dev/zero")
+    os.mkfifo(data / "pipe.png")
+    (tmp_path / "link").symlink_to(data)
+    for root in (data, tmp_path / "link"):
+        store = ImageFolder(root)
+        assert store.open("a.png").size == (4, 3)
+        assert store.open("coco/b.png").size == (5, 5)
+        assert store.open("circle/circle/coco/../a.png").size == (4, 3)
+        assert store.open(str(root / "a.png")).size == (4, 3)
+        for name in ("../blobs/abc", "coco/../../blobs/abc", str(blobs / "abc"), "/"):
+            with pytest.raises(ImageError, match="outside"):
+                store.open(name)
+        # Behind the link this would be a picture; by its text it is not there.
+        with pytest.raises(ImageError, match="No such file"):
+            store.open("coco/../abc")
+        for name in ("round.png", "gone.png", "pipe.png", "zeros.png"):
+            with pytest.raises(ImageError, match=name):
+                store.open(name)
+
+
 class Rows:
     """Rows made up on the spot; those in `bad` cannot be rendered."""
 
@@ -350,6 +383,18 @@ def test_bad_rows_are_replaced_by_others_of_their_source() -> None:
             assert example.sample.where not in {problem.where for problem in report.problems}
     assert counts == {"a": 50, "b": 50}
     assert report.counts == {"malformed": 17}
+
+
+@pytest.mark.parametrize(("count", "good"), [(2, 0), (2, 1), (3, 1), (7, 6)])
+def test_the_only_usable_row_of_a_small_source_is_drawn_again(count: int, good: int) -> None:
+    bad = tuple(row for row in range(count) if row != good)
+    sources = [Source("a", Rows("a", count, bad), NoImages())]
+    for seed in range(5):
+        dealt = Mixture(sources, render, batch_size=2, seed=seed, block_batches=3)
+        report = Report()
+        drawn = {name for step in range(20) for name in names(dealt.batch(step, report))}
+        assert drawn == {f"a:{good}"}
+        assert report.counts == {"malformed": len(bad)}
 
 
 def test_broken_pictures_are_reported_with_the_row_and_replaced(tmp_path: Path) -> None:
