@@ -61,7 +61,8 @@ def create_app(
     orders = Orders(service, limits, _fetch(settings), settings.max_prompt_characters)
     app.include_router(caption_routes(service, orders))
     app.include_router(openai_routes(service, orders))
-    app.include_router(operation_routes(service))
+    told = ("max_image_bytes", "max_image_pixels", "max_image_side", "max_body_bytes")
+    app.include_router(operation_routes(service, {name: getattr(settings, name) for name in told}))
     app.routes.extend((*playground_routes(), *docs_routes()))
     app.add_middleware(
         BodyLimits,

@@ -4,7 +4,7 @@
 import platform
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from rediff_model.files.image_formats.names import FORMATS
 from server import __version__
 from server.api.body import read_body
 from server.api.errors import error_body
@@ -101,8 +102,8 @@ def caption_routes(service: Service, orders: Orders) -> APIRouter:
     return router
 
 
-def operation_routes(service: Service) -> APIRouter:
-    """Health, version, models and metrics."""
+def operation_routes(service: Service, limits: Mapping[str, int]) -> APIRouter:
+    """Health, version, models and metrics; `limits` are those of a request, for `/version`."""
     router = APIRouter(tags=["operation"])
     started = int(time.time())
 
@@ -143,6 +144,8 @@ def operation_routes(service: Service) -> APIRouter:
             "python": platform.python_version(),
             "torch": version("torch"),
             "status": service.status,
+            "limits": dict(limits),
+            "image_formats": list(FORMATS),
         }
         if service.status == "ready":
             model = service.model
@@ -155,6 +158,7 @@ def operation_routes(service: Service) -> APIRouter:
                 "block_lengths": list(model.preferences.block_lengths),
                 "extra_refine_steps": model.preferences.extra_refine_steps,
                 "taught_prompts": list(model.taught_prompts),
+                "domain": model.domain,
                 "kernels": model.kernels,
                 "attention": model.attention,
                 "compiled": model.compiled,

@@ -100,6 +100,7 @@ class SamplerRunner:
             row_bytes=row_bytes(shape.language, dtype),
             preferences=shape.preferences,
             taught_prompts=shape.taught_prompts,
+            domain=shape.domain,
             request_rows=words + picture + shape.canvas_length,
             free_bytes=free_bytes(model.device),
             kernels=backend(),

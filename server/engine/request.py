@@ -36,6 +36,8 @@ class ModelInfo:
     """Decoding by default, see `ModelConfig.preferences`."""
     taught_prompts: tuple[str, ...] = ()
     """The only questions it was trained on; empty: it takes any text."""
+    domain: str = ""
+    """Which pictures it was trained for, in words for users; may be empty."""
     free_bytes: int | None = None
     """Memory that keys and values may take; None when it is not known."""
     kernels: str = "torch"

@@ -213,6 +213,17 @@ def test_taught_prompts_are_a_list_of_texts(prompts: object) -> None:
         ModelConfig.from_json(values)
 
 
+def test_the_domain_is_read_and_written() -> None:
+    assert EMBEDDED.domain == ""
+    values = EMBEDDED.to_json() | {"domain": "Cats."}
+    assert ModelConfig.from_json(values).domain == "Cats."
+    assert ModelConfig.from_json(values).to_json()["domain"] == "Cats."
+    with pytest.raises(ConfigError, match="domain must be str"):
+        ModelConfig.from_json(values | {"domain": ["Cats."]})
+    for name in ("embedded", "embedded-384"):
+        assert "stickers" in read_config(resolve(name)).domain
+
+
 def test_taught_prompts_are_read_and_written() -> None:
     assert EMBEDDED.taught_prompts == ()
     values = EMBEDDED.to_json() | {"taught_prompts": ["Why?", "Who?"]}

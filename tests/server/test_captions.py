@@ -276,6 +276,19 @@ async def test_the_checkpoint_s_preset_holds_where_neither_a_preset_nor_a_pace_i
         assert json.loads(first.removeprefix("data: "))["steps"] == steps
 
 
+async def test_the_version_tells_what_may_be_asked() -> None:
+    runner = FakeRunner()
+    runner.info = replace(runner.info, domain="Pears.")
+    async with running(runner, max_image_bytes=4096) as server:
+        version = (await server.client.get("/version")).json()
+        assert version["domain"] == "Pears."
+        assert version["limits"]["max_image_bytes"] == 4096
+        assert version["limits"].keys() == {
+            *("max_image_bytes", "max_image_pixels", "max_image_side", "max_body_bytes")
+        }
+        assert version["image_formats"][:3] == ["JPEG", "PNG", "WEBP"]
+
+
 async def test_a_prompt_that_the_model_was_not_taught_is_replaced_and_told() -> None:
     runner = FakeRunner()
     runner.info = replace(runner.info, taught_prompts=(DEFAULT_QUESTION, "a pear"))

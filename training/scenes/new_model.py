@@ -48,6 +48,10 @@ VOCABULARY = 820
 """Tokens: small enough that most names take several, large enough for the canvas."""
 TOWER_PREFIX = "model.vision_tower."
 PROJECTOR_PREFIX = "model.mm_projector."
+DOMAIN = (
+    "Scenes of two to five stickers, of 120 kinds, on coloured plates. Photographs, text and faces"
+    " were not in its training: it describes them as stickers."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +225,7 @@ def embedded_config(config: SceneTraining, tokenizer: Tokenizer) -> ModelConfig:
         stop_token_id=ids[END_OF_TURN],
         canvas_length=shape.canvas_length,
         taught_prompts=(DEFAULT_QUESTION,),
+        domain=DOMAIN,
     )
 
 

@@ -1,14 +1,14 @@
-// Wires the page: form → runs → timeline → panels.
+// Wires the page: form → runs → stage.
 
 import { captionEvents } from "./api.js";
+import { Badge } from "./badge.js";
+import { copied, toClipboard } from "./clipboard.js";
 import { curlOf } from "./curl.js";
-import { Panel } from "./panel.js";
 import { PictureChoice, SAMPLES } from "./picture.js";
-import { Player } from "./player.js";
 import { Problem } from "./problems.js";
 import { Recording } from "./recording.js";
 import { Settings } from "./settings.js";
-import { Strip } from "./strip.js";
+import { Stage } from "./stage.js";
 import { count } from "./words.js";
 
 const $ = (id) => document.getElementById(id);
@@ -22,67 +22,65 @@ const settings = new Settings({
   compare: $("compare"),
   key: $("key"),
 });
-const choice = new PictureChoice({
-  file: $("file"),
-  preview: $("preview"),
-  name: $("file-name"),
-  samples: $("samples"),
-});
-const timeline = { root: $("timeline"), play: $("play"), scrub: $("scrub"), place: $("place"), speed: $("speed") };
-const strip = new Strip($("strip"));
-const player = new Player(timeline, draw, stepOf, lastStep);
+const choice = new PictureChoice(
+  {
+    file: $("file"),
+    preview: $("preview"),
+    name: $("file-name"),
+    samples: $("samples"),
+    problem: $("picture-problem"),
+  },
+  { onChange: changePicture, onSample: start },
+);
+const stage = new Stage(
+  {
+    root: $("stage"),
+    watch: $("watch"),
+    picture: $("run-picture"),
+    panels: $("panels"),
+    stale: $("stale"),
+    timeline: $("timeline"),
+    play: $("play"),
+    scrub: $("scrub"),
+    place: $("place"),
+    speed: $("speed"),
+    strip: $("strip"),
+  },
+  { retry: start, copyText, copyCurl },
+);
+const badge = new Badge($("server"), { key: () => settings.key, onReady: learn, onRefused: askForKey });
 
 const keyHint = $("key-hint").textContent;
 
-let runs = []; // { recording, panel }
 let stopping = null; // AbortController of the runs under way
-
-function draw(frame) {
-  for (const { panel } of runs) panel.draw(frame);
-  strip.draw(runs.map(({ recording }) => recording), lastStep(), frame);
-}
-
-function stepOf(frame) {
-  return `step ${frame} of ${lastStep()}`;
-}
-
-// The longest run's last step: as planned, or as it was once all runs are over.
-function lastStep() {
-  const recordings = runs.map(({ recording }) => recording);
-  const longest = Math.max(0, ...recordings.map(({ length }) => length));
-  if (recordings.every(({ over }) => over)) return longest;
-  return Math.max(longest, ...recordings.map(({ steps }) => steps.at(-1)?.steps ?? 0));
-}
 
 async function start() {
   stopping?.abort();
-  for (const { panel } of runs) panel.leave();
+  if (!choice.sendable) {
+    $("file").focus();
+    return;
+  }
   const abort = (stopping = new AbortController());
-  runs = settings.orders(choice.current).map((order) => {
-    const recording = new Recording(order);
-    const panel = new Panel(recording, { seek, retry: start, copyCaption, copyCurl });
-    return { recording, panel };
-  });
-  $("panels").replaceChildren(...runs.map(({ panel }) => panel.root));
-  $("panels").toggleAttribute("data-pair", runs.length > 1);
-  player.reset();
+  const recordings = settings.orders(choice.current).map((order) => new Recording(order));
+  stage.begin(recordings);
   setBusy(true);
   announce("Captioning");
-  if (matchMedia("(max-width: 60rem)").matches) $("stage").scrollIntoView();
-  await Promise.all(runs.map((run) => follow(run, abort.signal)));
+  await Promise.all(recordings.map((recording) => follow(recording, abort.signal)));
   if (stopping !== abort) return;
   stopping = null;
   setBusy(false);
-  player.end();
-  announce(runs.map(({ recording }) => outcome(recording)).filter(Boolean).join(" "));
+  stage.end();
+  announce(recordings.map(outcome).filter(Boolean).join(" "));
 }
 
-async function follow({ recording, panel }, signal) {
+async function follow(recording, signal) {
+  const { order } = recording;
+  const onSent = (part) => stage.sent(recording, part);
   try {
-    for await (const [name, data] of captionEvents(recording.order, { key: settings.key, signal })) {
+    for await (const [name, data] of captionEvents(order, { key: settings.key, signal, onSent })) {
       if (name === "step") recording.add(data);
       if (name === "done") recording.finish(data);
-      player.extend(recording.length);
+      stage.extend(recording);
     }
   } catch (error) {
     if (signal.aborted) {
@@ -93,9 +91,8 @@ async function follow({ recording, panel }, signal) {
     } else {
       throw error;
     }
-    panel.fail(recording.problem);
+    stage.fail(recording);
   }
-  draw(player.frame);
 }
 
 function outcome({ order, answer }) {
@@ -103,8 +100,10 @@ function outcome({ order, answer }) {
   return `${order.title}: done after ${count(answer.steps, "step")} with ${count(answer.revisions, "revision")}. ${answer.caption}`;
 }
 
-function seek(frame) {
-  player.seek(frame);
+// A run belongs to its picture: it ends, and is dimmed, when another one is chosen.
+function changePicture() {
+  stopping?.abort();
+  stage.compareWith(choice.current);
 }
 
 function setBusy(busy) {
@@ -125,62 +124,37 @@ function askForKey() {
   $("key").focus();
 }
 
-async function learn() {
-  const badge = $("server");
-  try {
-    const version = await settings.learn();
-    const ready = version.status === "ready";
-    badge.dataset.state = ready ? "ready" : "waiting";
-    badge.textContent = ready ? `${version.model} on ${version.device}` : `${version.model}: ${version.status}`;
-    $("key").removeAttribute("aria-invalid");
-    $("key-hint").textContent = keyHint;
-  } catch (error) {
-    if (!(error instanceof Problem)) throw error;
-    badge.dataset.state = "down";
-    badge.textContent = error.status === 401 ? "API key needed" : error.title;
-    if (error.status === 401) askForKey();
-  }
+// The server is ready, for the first time or with something new.
+async function learn(version) {
+  await settings.learn(version);
+  choice.learn(version);
+  $("domain").hidden = !version.domain;
+  $("domain-model").textContent = version.model;
+  $("domain-text").textContent = version.domain ?? "";
+  $("key").removeAttribute("aria-invalid");
+  $("key-hint").textContent = keyHint;
 }
 
-async function copyCaption(text) {
-  if (await toClipboard(text)) announce("Caption copied");
+async function copyText(button, text, what) {
+  if (!(await toClipboard(text))) return;
+  copied(button, what);
+  announce(`${what} copied`);
 }
 
 async function copyCurl(order) {
   const { command, note } = await curlOf(order, { base: document.baseURI, key: settings.key });
-  const copied = await toClipboard(command);
-  $("curl-note").textContent = [copied ? "Copied." : "Copy it from here.", note].filter(Boolean).join(" ");
+  const done = await toClipboard(command);
+  $("curl-note").textContent = [done ? "Copied." : "Copy it from here.", note].filter(Boolean).join(" ");
   $("curl-text").value = command;
   $("curl").showModal();
   $("curl-text").select();
 }
 
-// False where the browser gives pages no clipboard, such as plain HTTP to another machine.
-async function toClipboard(text) {
-  try {
-    await navigator.clipboard.writeText(text);
-    return true;
-  } catch {
-    return false;
-  }
-}
-
-// Arrow keys step through the run wherever they mean nothing else.
-function onKey(event) {
-  const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-  const elsewhere = event.target.closest("input, textarea, select, .canvas, dialog");
-  if (!step || elsewhere || !runs.length || event.altKey || event.ctrlKey || event.metaKey) return;
-  event.preventDefault();
-  player.seek(player.frame + step);
-}
-
 $("controls").addEventListener("submit", (event) => {
   event.preventDefault();
   if (stopping) stopping.abort();
-  else if (choice.current) start();
-  else $("file").focus();
+  else start();
 });
-$("key").addEventListener("change", learn);
-document.addEventListener("keydown", onKey);
-learn();
+$("key").addEventListener("change", () => badge.ask());
+badge.ask();
 choice.takeSample(SAMPLES[0][0]);

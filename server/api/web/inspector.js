@@ -4,11 +4,12 @@ import { describe, percent } from "./words.js";
 
 export class Inspector {
   #root;
-  #onSeek;
+  #actions;
 
-  constructor(root, onSeek) {
+  // `actions` are { seek(frame), close() }.
+  constructor(root, actions) {
     this.#root = root;
-    this.#onSeek = onSeek;
+    this.#actions = actions;
     this.clear();
   }
 
@@ -24,10 +25,19 @@ export class Inspector {
       element("b", "", describe(kind, text)),
       element("span", "", `position ${position + 1} of ${recording.size}`),
     );
-    if (confidence !== null) head.append(meter(confidence), element("span", "", `confidence ${percent(confidence)}`));
+    if (confidence !== null) head.append(meter(confidence), element("span", "", `probability ${percent(confidence)}`));
+    head.append(this.#closing());
     const past = element("ol", "history");
     for (const change of recording.history(position)) past.append(this.#entry(change, frame));
     this.#root.replaceChildren(head, past);
+  }
+
+  // Shown where the inspector is a sheet over the page.
+  #closing() {
+    const button = element("button", "quiet close", "Close");
+    button.type = "button";
+    button.addEventListener("click", () => this.#actions.close());
+    return button;
   }
 
   #entry(change, frame) {
@@ -37,7 +47,7 @@ export class Inspector {
     button.dataset.kind = change.kind;
     button.toggleAttribute("data-later", change.frame > frame);
     button.append(element("b", "", describe("token", change.text)), ` ${percent(change.confidence)}`);
-    button.addEventListener("click", () => this.#onSeek(change.frame));
+    button.addEventListener("click", () => this.#actions.seek(change.frame));
     item.append(button);
     return item;
   }

@@ -12,13 +12,16 @@ export const SAMPLES = [
 ];
 
 export class PictureChoice {
-  current = null; // { blob, name, sample }: `sample` is its address on the server, or null
-  #shown = null; // object URL of the preview
+  current = null; // { blob, name, sample, url }: `sample` is its address on the server, or null
+  #limits = null; // { bytes, formats } of the server
   #parts;
+  #actions;
 
-  // `parts` are the elements { file, preview, label, name, samples }.
-  constructor(parts) {
+  // `parts` are the elements { file, preview, name, samples, problem };
+  // `actions` are { onChange(), onSample() }: the second after a click on a sample.
+  constructor(parts, actions) {
     this.#parts = parts;
+    this.#actions = actions;
     parts.file.addEventListener("change", () => this.#take(parts.file.files[0]));
     document.addEventListener("paste", (event) => this.#paste(event));
     document.addEventListener("dragover", (event) => this.#drag(event, true));
@@ -28,10 +31,23 @@ export class PictureChoice {
     parts.samples.replaceChildren(...SAMPLES.map(([name, text]) => this.#sample(name, text)));
   }
 
+  // What the server reads, in the words of its /version.
+  learn({ limits, image_formats: formats }) {
+    this.#limits = { bytes: limits.max_image_bytes, formats };
+    this.#parts.file.accept = formats.map(mediaType).join(",");
+    this.#check();
+  }
+
+  // Whether the server may take the picture; if not, the page says why.
+  get sendable() {
+    return this.current !== null && this.#parts.problem.hidden;
+  }
+
   async takeSample(name) {
     const address = new URL(`web/samples/${name}.png`, document.baseURI).href;
     const response = await fetch(address);
     if (response.ok) this.#set(await response.blob(), `${name}.png`, address);
+    return response.ok;
   }
 
   #sample(name, text) {
@@ -42,7 +58,9 @@ export class PictureChoice {
     const picture = document.createElement("img");
     Object.assign(picture, { src: `web/samples/${name}.png`, alt: text, title: text, width: 56, height: 56 });
     button.append(picture);
-    button.addEventListener("click", () => this.takeSample(name));
+    button.addEventListener("click", async () => {
+      if (await this.takeSample(name)) this.#actions.onSample();
+    });
     return button;
   }
 
@@ -52,17 +70,24 @@ export class PictureChoice {
 
   #set(blob, name, sample) {
     const { preview, name: label, samples, file } = this.#parts;
-    this.current = { blob, name, sample };
-    if (this.#shown) URL.revokeObjectURL(this.#shown);
-    this.#shown = URL.createObjectURL(blob);
+    // Its address stays: runs of this picture show it for as long as the page is open.
+    this.current = { blob, name, sample, url: URL.createObjectURL(blob) };
     preview.hidden = false;
-    preview.src = this.#shown;
+    preview.src = this.current.url;
     preview.alt = `Chosen picture: ${name}`;
     label.textContent = `${name}, ${bytes(blob.size)}`;
     file.value = "";
     for (const button of samples.children) {
       button.setAttribute("aria-pressed", String(sample !== null && `${button.dataset.sample}.png` === name));
     }
+    this.#check();
+    this.#actions.onChange();
+  }
+
+  #check() {
+    const reason = this.current === null ? "" : refusal(this.current, this.#limits);
+    this.#parts.problem.textContent = reason;
+    this.#parts.problem.hidden = reason === "";
   }
 
   #paste(event) {
@@ -84,4 +109,18 @@ export class PictureChoice {
   }
 }
 
+// Why the server would refuse a file, or "". A file without a type is left to the server.
+function refusal({ blob, name }, limits) {
+  if (limits === null) return "";
+  if (blob.size > limits.bytes) {
+    return `${name} has ${bytes(blob.size)}; this server takes pictures of up to ${bytes(limits.bytes)}.`;
+  }
+  if (blob.type && blob.type !== UNKNOWN && !limits.formats.map(mediaType).includes(blob.type)) {
+    return `${name} is ${blob.type}; this server reads ${limits.formats.join(", ")}.`;
+  }
+  return "";
+}
+
+const UNKNOWN = "application/octet-stream";
+const mediaType = (format) => `image/${format.toLowerCase()}`;
 const isPicture = (file) => file.type.startsWith("image/");

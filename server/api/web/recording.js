@@ -36,7 +36,8 @@ export class Recording {
       history.push({ ...change, frame, step: event.step, was: former?.text ?? "" });
     }
     const seconds = (performance.now() - this.began) / 1000;
-    this.steps.push({ step: event.step, steps: event.steps, masked: event.masked, revisions, tokens, seconds });
+    const { step, steps, masked, text } = event;
+    this.steps.push({ step, steps, masked, text, revisions, tokens, seconds });
   }
 
   finish(answer) {
@@ -50,6 +51,11 @@ export class Recording {
   // Whether `frame` is the end of a finished run.
   isEnd(frame) {
     return this.answer !== null && frame >= this.length;
+  }
+
+  // The canvas after `frame` steps as text, masks as blocks; at the end the caption.
+  textAt(frame) {
+    return this.isEnd(frame) ? this.answer.caption : this.steps[Math.min(frame, this.length) - 1]?.text ?? "";
   }
 
   history(position) {

@@ -24,16 +24,11 @@ export class Settings {
     return this.#parts.key.value.trim();
   }
 
-  // Presets and the canvas as this server has them; throws a Problem.
-  async learn() {
-    const [document, version] = await Promise.all([
-      getJson("openapi.json", this.key),
-      getJson("version", this.key),
-    ]);
-    const names = presetsOf(document);
+  // Presets and the canvas of the server whose /version is given; throws a Problem.
+  async learn(version) {
+    const names = presetsOf(await getJson("openapi.json", this.key));
     if (names.length) this.#offer(names, version.preset);
-    if (version.canvas_length) this.#parts.canvasLength.placeholder = version.canvas_length;
-    return version;
+    this.#parts.canvasLength.placeholder = version.canvas_length;
   }
 
   // The orders to run: one, or the same with refining on and off.

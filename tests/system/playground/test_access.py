@@ -100,9 +100,19 @@ def test_everything_is_reached_by_tab_in_order(open_page: Open) -> None:
 def test_a_run_needs_no_mouse(open_page: Open) -> None:
     playground = open_page()
     page = playground.page
+    page.locator("#tokens-per-step").fill("16")
     page.locator("[data-sample=rocket]").press("Enter")
     expect(page.locator("[data-sample=rocket]")).to_have_attribute("aria-pressed", "true")
-    page.locator("#tokens-per-step").fill("16")
+    playground.wait()
+    # The space bar is left for the timeline.
+    play = page.locator("#play")
+    page.keyboard.press("Space")
+    expect(play).to_have_attribute("aria-label", "Pause")
+    page.keyboard.press("Space")
+    expect(play).to_have_attribute("aria-label", "Play")
+    page.locator("#prompt").press("Space")
+    assert page.input_value("#prompt") == " "
+    expect(play).to_have_attribute("aria-label", "Play")
     page.locator("#tokens-per-step").press("Enter")
     playground.wait()
 
@@ -148,6 +158,9 @@ def test_a_phone_scrolls_one_way_only(open_page: Open, pair: bool) -> None:
     assert page.evaluate(width) == PHONE["width"]
     page.locator(".cell[data-kind=token]").first.tap()
     expect(page.locator(".inspector").first).to_contain_text("position 1 of 128")
+    sheet = page.locator(".inspector").first
+    expect(sheet).to_be_in_viewport(ratio=1)
+    assert sheet.bounding_box()["y"] > PHONE["height"] / 2  # type: ignore[index]
     too_small = page.evaluate(
         """() => [...document.querySelectorAll("button, input:not(.unseen), select, textarea")]
             .filter(e => e.offsetParent && !e.matches(".cell, [type=range]"))
@@ -155,6 +168,27 @@ def test_a_phone_scrolls_one_way_only(open_page: Open, pair: bool) -> None:
             .map(e => e.id || e.className)"""
     )
     assert too_small == []
+    sheet.locator(".close").tap()
+    expect(sheet).to_be_hidden()
+
+
+@pytest.mark.parametrize("width", [360, 390])
+def test_a_phone_shows_the_effect_from_the_first_step(open_page: Open, width: int) -> None:
+    phone = {"width": width, "height": 740}
+    page = open_page(viewport=phone, has_touch=True, is_mobile=True).page
+    page.locator("[data-sample=rocket]").tap()
+    for place in ("step 1", "step 2"):
+        expect(page.locator("#place")).to_contain_text(place)
+        page.locator("#play").tap()  # Pauses.
+        expect(page.locator("#run-picture")).to_be_in_viewport(ratio=1)
+        for cell in page.locator(".canvas .cell[data-now]").all():
+            expect(cell).to_be_in_viewport(ratio=1)
+        page.locator("#play").tap()
+    # Picture and timeline stay where the caption is read to its end.
+    expect(page.locator(".panel[data-over]")).to_have_count(1, timeout=60_000)
+    page.locator(".caption").scroll_into_view_if_needed()
+    expect(page.locator("#run-picture")).to_be_in_viewport(ratio=1)
+    expect(page.locator("#play")).to_be_in_viewport(ratio=1)
 
 
 def test_motion_can_be_left_out(open_page: Open) -> None:

@@ -34,6 +34,9 @@ def test_a_run_ends_with_what_the_server_answers(open_page: Open, base: str) -> 
     assert playground.count("revisions") == str(answer["revisions"])
     assert playground.count("tokens") == str(answer["usage"]["caption_tokens"])
     assert float(playground.count("seconds")) > 0
+    sure = playground.page.locator(".caption small")
+    expect(sure).to_contain_text("Mean token probability")
+    expect(sure).not_to_contain_text("Cut off")
     expect(playground.page.locator("#announcer")).to_contain_text(answer["caption"])
 
 
@@ -41,10 +44,10 @@ def test_canvas_and_prompt_reach_the_server(open_page: Open) -> None:
     playground = open_page()
     playground.page.evaluate(
         """() => {
-            const send = window.fetch;
-            window.fetch = (address, options) => {
-                if (address === "caption") window.sent = [...options.body.entries()];
-                return send(address, options);
+            const send = XMLHttpRequest.prototype.send;
+            XMLHttpRequest.prototype.send = function (body) {
+                window.sent = [...body.entries()];
+                return send.call(this, body);
             };
         }"""
     )
@@ -57,6 +60,29 @@ def test_canvas_and_prompt_reach_the_server(open_page: Open) -> None:
         "canvas_length": 16,
     }
     assert playground.page.locator(".canvas .cell").count() == 16
+    expect(playground.page.locator(".caption small")).to_contain_text("Cut off at 16 tokens")
+
+
+def test_what_is_shown_is_copied(open_page: Open) -> None:
+    playground = open_page()
+    playground.run(tokens_per_step="8")
+    page, copy = playground.page, playground.page.locator(".copy-caption")
+    clipboard = "navigator.clipboard.readText()"
+    copy.click()
+    expect(copy).to_have_text("Caption copied")
+    assert page.evaluate(clipboard) == playground.caption()
+    page.locator("#scrub").press("Home")
+    expect(copy).to_be_disabled()
+    for _ in range(10):
+        page.locator("#scrub").press("ArrowRight")
+    copy.click()
+    expect(copy).to_have_text("Step 10 copied")
+    text = page.evaluate(clipboard)
+    assert "▒" in text
+    # The canvas of that step, up to its first end.
+    shown = page.evaluate("document.querySelector('.canvas').textContent")
+    assert all(word in shown for word in re.findall(r"[^\s▒]+", text))
+    expect(copy).to_have_text("Copy text")
 
 
 def test_a_prompt_that_the_model_was_not_taught_is_told(open_page: Open) -> None:
