@@ -104,13 +104,13 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             raise
 
 
-def is_replaceable(path: Path) -> bool:
-    """Return whether `path` is, or can become, a plain file; false for devices and pipes.
-
-    Raises:
-        OSError: it is a folder, or cannot be looked at.
-    """
-    return _target(path) is not None
+def is_direct(path: Path) -> bool:
+    """Return whether `replacing` would write to `path` directly: a device, pipe or descriptor."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) or _descriptor(path) is not None
 
 
 def sweep(folder: Path) -> None:
@@ -125,15 +125,10 @@ def sweep(folder: Path) -> None:
 
 def _target(path: Path) -> Path | None:
     """The plain file, behind links, that is replaced; None if `path` is written to directly."""
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        return Path(os.path.realpath(path))
-    if stat.S_ISDIR(mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    if not stat.S_ISREG(mode) or _descriptor(path) is not None:
-        return None
-    return Path(os.path.realpath(path))
+    with suppress(FileNotFoundError):
+        if stat.S_ISDIR(path.stat().st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    return None if is_direct(path) else Path(os.path.realpath(path))
 
 
 def _is_unnamed(error: BaseException, temporary: Path | None) -> TypeGuard[OSError]:

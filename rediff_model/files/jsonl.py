@@ -1,4 +1,4 @@
-"""JSON lines: one reader for data sets, journals and records."""
+"""JSON lines: one reader and writer for data sets, journals and records."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ MAX_LINE: Final = 2**26
 
 _UTF16: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _BLOCK: Final = 2**16
+_ESCAPED: Final = str.maketrans({end: f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"})
 
 
 class BadLine(ValueError):
@@ -77,6 +78,17 @@ def parse(data: bytes) -> object:
         raise ValueError(f"not JSON: {reason} at character {error.pos}") from None
     except RecursionError:
         raise ValueError("not JSON: nested too deeply") from None
+
+
+def dump(value: object) -> bytes:
+    """Write a value as one line of UTF-8.
+
+    Characters that other readers take for line ends (U+0085, U+2028, U+2029) are escaped.
+
+    Raises:
+        UnicodeEncodeError: it holds a lone surrogate.
+    """
+    return json.dumps(value, ensure_ascii=False).translate(_ESCAPED).encode() + b"\n"
 
 
 def read(path: Path) -> Iterator[tuple[int, object]]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
+from rediff_model.files.atomic import is_direct
 from rediff_model.files.lock import Locked
 from server.bulk.item import BulkError
 from server.bulk.nothing import nothing_found
@@ -171,10 +172,10 @@ def _is_complete(options: BulkOptions) -> bool:
                 "--overwrite begins anew"
             )
         return False
-    if out.exists():
+    if out.exists() and not is_direct(out):
         return True
     doubtful = options.doubtful_out
-    if doubtful is not None and doubtful.exists():
+    if doubtful is not None and doubtful.exists() and not is_direct(doubtful):
         raise BulkError(f"{doubtful} is there already: --overwrite replaces it")
     return False
 

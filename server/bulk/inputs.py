@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -85,26 +86,33 @@ class Inputs:
         return iter([self._file(path, path.name)])
 
     def _folder(self, root: Path) -> Iterator[Item | Unreadable]:
-        """Files in the order of their names, then folders; links to folders are not followed."""
+        """Files in the order of their names, then folders. Links are followed, a folder that was
+        walked is not walked again."""
         left = [(root, "")]
+        walked: set[tuple[int, int]] = set()
         while left:
             folder, below = left.pop()
             try:
+                status = folder.stat()
+                if (status.st_dev, status.st_ino) in walked:
+                    continue
+                walked.add((status.st_dev, status.st_ino))
                 with os.scandir(folder) as entries:
-                    found = sorted(
-                        (entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries
-                    )
+                    found = sorted((entry.name, _kind(entry)) for entry in entries)
             except OSError as error:
                 yield Unreadable(str(folder), error.strerror or type(error).__name__)
                 continue
-            for name, is_folder in found:
-                if not is_folder and self._wants(name, below + name):
+            for name, kind in found:
+                if kind != "folder" and self._wants(name, below + name):
                     yield self._file(folder / name, below + name)
+                elif kind == "lost" and self.recursive and not name.startswith("."):
+                    # Perhaps to a folder of pictures, on a disk that is not there.
+                    yield Unreadable(str(folder / name), "it is a link that leads nowhere")
             if self.recursive:
                 left += [
                     (folder / name, f"{below}{name}/")
-                    for name, is_folder in reversed(found)
-                    if is_folder and not name.startswith(".")
+                    for name, kind in reversed(found)
+                    if kind == "folder" and not name.startswith(".")
                 ]
 
     def _wants(self, name: str, below: str) -> bool:
@@ -131,6 +139,23 @@ class Inputs:
         return Item(
             source=str(path),
             name=names[self.naming],
-            relative=below.removesuffix(suffix).lstrip("/"),
+            relative=_inside(below.removesuffix(suffix)),
             suffix=suffix.lower(),
         )
+
+
+def _kind(entry: os.DirEntry[str]) -> Literal["file", "folder", "lost"]:
+    """What an entry of a folder is; "lost" is a link that leads nowhere."""
+    with suppress(OSError):
+        if entry.is_dir():
+            return "folder"
+        if not entry.is_symlink() or os.path.exists(entry.path):
+            return "file"
+    return "lost"
+
+
+def _inside(path: str) -> str:
+    """The path without what would lead out of a folder: `/a`, `../a` and `b/../a` become `a`."""
+    return "/".join(
+        part for part in os.path.normpath(path).split("/") if part not in ("", "..", ".")
+    )

@@ -48,7 +48,7 @@ def _names(folder: Path) -> tuple[list[str], int]:
     with os.scandir(folder) as entries:
         for entry in entries:
             if not entry.name.startswith("."):
-                if entry.is_dir(follow_symlinks=False):
+                if entry.is_dir():
                     folders += 1
                 else:
                     names.append(entry.name)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from rediff_model.files.atomic import is_direct
 from rediff_model.machine import usable_processors
 from rediff_model.network.addresses import AddressError, server_url, without_password
 from server.bulk.inputs import Inputs, Naming, is_data_set
@@ -172,7 +173,9 @@ class BulkOptions(BaseModel):
             raise BulkError("--doubtful needs --min-confidence")
         self._check_apart()
         for folder in (self.out, self.doubtful):
-            if self.format in ("txt", "webdataset") and folder is not None and folder.is_file():
+            if self.format not in ("txt", "webdataset") or folder is None:
+                continue
+            if folder.exists() and not folder.is_dir():
                 raise BulkError(f"{folder} is a file, and --format {self.format} needs a folder")
         if self.format in get_args(TableFormat):
             for path in (self.out, self.doubtful):
@@ -209,6 +212,8 @@ class BulkOptions(BaseModel):
                 raise BulkError(f"--{name} is for --base-url, not for --ray")
         if self.out is None:
             raise BulkError("--ray needs --out")
+        if is_direct(self.out):
+            raise BulkError(f"--ray needs a file or folder with --out, {self.out} is neither")
         for path in self.files:
             if path.suffix.lower() == ".parquet":
                 raise BulkError(f"--ray reads pictures, folders, lists and .tar shards, not {path}")

@@ -208,7 +208,7 @@ def _row(number: int, item: Item) -> dict[str, Any]:
     # File names that are no UTF-8 are no text for Arrow either, and workers stand elsewhere.
     return {
         "key": number,
-        "source": os.fsencode(os.path.abspath(item.source)),
+        "source": os.fsencode(os.path.join(os.getcwd(), item.source)),
         "offset": item.offset,
         "size": -1 if item.size is None else item.size,
     }

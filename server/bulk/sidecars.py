@@ -101,7 +101,10 @@ class Sidecars:
 def _taken(path: Path) -> str | None:
     """Why a file of this name cannot be written, as far as the file system says so already."""
     try:
-        return _cannot(path, "it is a folder") if stat.S_ISDIR(path.stat().st_mode) else None
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            return _cannot(path, "it is a folder")
+        return None if stat.S_ISREG(mode) else _cannot(path, "it is no plain file")
     except FileNotFoundError:
         return None
     except ValueError as error:

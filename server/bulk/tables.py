@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
+from contextlib import ExitStack
 from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal
 
-from rediff_model.files.atomic import replacing, sweep
+from rediff_model.files import jsonl
+from rediff_model.files.atomic import is_direct, replacing, sweep
 from server.bulk import arrow
 from server.bulk.journal import Journal
 from server.bulk.names import utf8
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
 
     from server.bulk.item import Captioned, Item
     from server.bulk.output import Doubt
@@ -60,14 +62,20 @@ class Table:
         """
         if table_format == "parquet":
             arrow.load()
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
         self._doubtful = doubtful
         self._doubt = doubt
         self._format = table_format
         self._names: dict[str, str] = {}
-        self._journal = Journal(journal_of(path), head, anew=anew)
-        sweep(path.parent)
+        self._closing = ExitStack()
+        journal = journal_of(path)
+        if is_direct(path):
+            # Such as a pipe: nothing can lie beside it, and no later run goes on.
+            scratch = self._closing.enter_context(TemporaryDirectory(prefix="rediff-"))
+            journal = Path(scratch) / "journal"
+        journal.parent.mkdir(parents=True, exist_ok=True)
+        self._journal = Journal(journal, head, anew=anew)
+        sweep(path.resolve().parent)
 
     def refuses(self, item: Item) -> str | None:
         if self._format != "json":
@@ -85,13 +93,13 @@ class Table:
     def finish(self) -> None:
         """Write the files; the journal goes only when they are all there."""
         if self._doubtful is not None:
-            self._doubtful.parent.mkdir(parents=True, exist_ok=True)
             self._write(self._doubtful, lambda row: self._doubt(row["confidence"]))
         self._write(self._path, lambda row: not self._doubt(row["confidence"]))
         self._journal.remove()
 
     def close(self) -> None:
         self._journal.close()
+        self._closing.close()
 
     def _write(self, path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
         rows = (
@@ -106,8 +114,7 @@ def _clean(value: Any) -> Any:
 
 
 def _jsonl(rows: Iterator[dict[str, Any]], stream: BinaryIO) -> None:
-    for row in rows:
-        stream.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+    stream.writelines(map(jsonl.dump, rows))
 
 
 def _json(rows: Iterator[dict[str, Any]], stream: BinaryIO) -> None:
@@ -120,11 +127,21 @@ def _json(rows: Iterator[dict[str, Any]], stream: BinaryIO) -> None:
 
 
 def _csv(rows: Iterator[dict[str, Any]], stream: BinaryIO) -> None:
-    text = io.TextIOWrapper(stream, encoding="utf-8", newline="")
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    # The module quotes what its own line end holds: with a line feed alone, older versions leave
+    # carriage returns bare, where readers see another row.
+    writer = csv.DictWriter(_Lines(stream), COLUMNS, lineterminator="\r\n")
     writer.writeheader()
     writer.writerows(rows)
-    text.detach()
+
+
+class _Lines:
+    """Writes rows that end in CRLF with a line feed alone."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+
+    def write(self, row: str) -> None:
+        self._stream.write(row.removesuffix("\r\n").encode() + b"\n")
 
 
 def _parquet(rows: Iterator[dict[str, Any]], stream: BinaryIO) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -91,7 +90,7 @@ class Appender:
         path.parent.mkdir(parents=True, exist_ok=True)
         jsonl.cut_torn_line(path)
         self.keys = {record["key"] for record in read_records(path)}
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("ab")
 
     def __enter__(self) -> Self:
         return self
@@ -101,7 +100,7 @@ class Appender:
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Write a record, which has a `key` of its own, to the disk."""
-        self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        self._file.write(jsonl.dump(record))
         self._file.flush()
         self.keys.add(record["key"])
 
@@ -132,8 +131,7 @@ def _numbered(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Write a file whole: a reader sees the old one or the new one, if records fail to come too."""
     with replacing(path, sync=False) as file:
-        for record in records:
-            file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+        file.writelines(map(jsonl.dump, records))
 
 
 def read_drafts(path: Path) -> list[Draft]:

@@ -17,7 +17,7 @@ from bulk_case import full_disk
 
 from rediff_model.files import atomic
 from rediff_model.files.atomic import (
-    is_replaceable,
+    is_direct,
     replacing,
     replacing_folder,
     sweep,
@@ -156,7 +156,8 @@ def test_a_pipe_is_written_through(tmp_path: Path) -> None:
     reader.join()
     assert read == ["through"]
     assert pipe.is_fifo()
-    assert not is_replaceable(pipe)
+    assert is_direct(pipe)
+    assert not any(map(is_direct, (tmp_path, tmp_path / "new", tmp_path / "new" / "file")))
 
 
 def test_devices_stay_devices(tmp_path: Path) -> None:
@@ -176,7 +177,7 @@ def test_an_open_descriptor_goes_on_where_it_is(tmp_path: Path, name: str) -> No
     (tmp_path / "link").symlink_to("/dev/stdout")
     program = (
         "import os, sys; from pathlib import Path; from rediff_model.files import atomic\n"
-        "os.write(1, b'before '); assert not atomic.is_replaceable(Path(sys.argv[1]))\n"
+        "os.write(1, b'before '); assert atomic.is_direct(Path(sys.argv[1]))\n"
         "atomic.write_text(Path(sys.argv[1]), 'report '); os.write(1, b'after')"
     )
     out = tmp_path / "out"

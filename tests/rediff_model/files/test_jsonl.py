@@ -117,6 +117,14 @@ def test_what_is_written_is_read_from_its_place(
     assert len(found) == len(rows)
 
 
+def test_written_lines_are_lines_for_every_reader(tmp_path: Path) -> None:
+    value = {"a": "x\x85y\u2028z\u2029\x0b\x0c\x1c\r\n", "b": "\u00fc"}
+    line = jsonl.dump(value)
+    assert line.decode().splitlines() == [line.decode().removesuffix("\n")]
+    assert "\u00fc" in line.decode()
+    assert values(tmp_path / "rows.jsonl", line * 2) == [(1, value), (2, value)]
+
+
 def test_a_torn_line_is_cut_wherever_it_was_cut(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     whole = b'{"a": "' + b"x" * 70_000 + '"}\n{"a": "ü"}\n'.encode()

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -24,7 +27,7 @@ from server.commands.options import CommandError
 from server.engine.taught import REPLACED
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
 TEXT = DEFAULT_CAPTION + "\n"
 
@@ -53,6 +56,19 @@ class Command:
         assert isinstance(caught.value.code, int)
         out, err = self._capsys.readouterr()
         return caught.value.code, out, err
+
+
+@contextmanager
+def standard_output(path: Path) -> Iterator[None]:
+    """Descriptor 1 writes to a file, as `> path` makes it."""
+    saved = os.dup(1)
+    try:
+        with path.open("wb") as stream:
+            os.dup2(stream.fileno(), 1)
+        yield
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)
 
 
 @pytest.fixture
@@ -239,6 +255,40 @@ def test_an_output_that_cannot_be_written_is_named(command: Command, folder: Pat
     out = folder / "file" / "out.csv"
     status, _, err = command(folder, "--out", out)
     assert (status, err) == (1, f"rediff: {out.parent}: File exists\n")
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_reports_and_tables_go_to_standard_output(
+    command: Command, folder: Path, link: bool
+) -> None:
+    out, log = Path("/dev/stdout"), folder.parent / "log"
+    if link:
+        out = folder.parent / "out"
+        out.symlink_to("/dev/stdout")
+    with standard_output(log):
+        status, _, err = command(folder, "--out", folder.parent / "o.jsonl", "--report", out)
+        assert (status, "z.png" in err) == (0, False)
+        for _ in range(2):
+            status, _, _ = command(folder, "--out", out, "--format", "jsonl", "--resume")
+            assert status == 0
+    ids = [json.loads(line)["id"] for line in log.read_text().splitlines()]
+    assert ids == ["z.png", "a.png", "a.png"]
+    assert not Path("/dev/stdout.journal").exists()
+    assert not link or out.is_symlink()
+
+
+def test_outputs_that_are_neither_file_nor_folder_are_refused_where_they_cannot_be(
+    command: Command, folder: Path
+) -> None:
+    for words, reason in {
+        "--format txt": "/dev/null is a file, and --format txt needs a folder",
+        "--format webdataset": "/dev/null is a file, and --format webdataset needs a folder",
+        "--format jsonl --ray": "--ray needs a file or folder with --out, /dev/null is neither",
+    }.items():
+        status, _, err = command(folder, "--out", "/dev/null", *words.split())
+        assert status
+        assert reason in err
+    assert command.loads == 0
 
 
 def test_options_of_files_to_write_are_refused_when_captions_are_printed(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tarfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow
@@ -16,8 +17,6 @@ from server.bulk.item import BulkError, Item, Unreadable
 from server.bulk.pictures import PictureError, read
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from server.bulk.inputs import Naming
 
 
@@ -54,9 +53,30 @@ def test_patterns_replace_the_suffixes(folder: Path) -> None:
     assert names(deep) == ["deep/er/e.webp"]
 
 
-def test_links_to_folders_are_not_followed(folder: Path) -> None:
-    (folder / "deep" / "again").symlink_to(folder)
-    assert len(names(Inputs((folder,), recursive=True))) == 4
+def test_links_are_followed_and_every_folder_is_walked_once(folder: Path, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "mnt", ["coco/x.png", "blob"])
+    (folder / "coco").symlink_to(tmp_path / "mnt" / "coco")
+    (folder / "l.png").symlink_to(tmp_path / "mnt" / "blob")
+    for circle, target in {"again": str(folder), "deep/up": "..", "twin": "deep"}.items():
+        (folder / circle).symlink_to(target)
+    (tmp_path / "link").symlink_to(folder)
+    expected = ["a.png", "b.JPG", "l.png", "coco/x.png", "deep/d.jpeg", "deep/er/e.webp"]
+    for root in (folder, tmp_path / "link"):
+        assert names(Inputs((root,), recursive=True)) == expected
+        assert names(Inputs((root,))) == expected[:3]
+
+
+def test_links_that_lead_nowhere_are_told(folder: Path, tmp_path: Path) -> None:
+    (folder / "coco").symlink_to(tmp_path / "unmounted")
+    (folder / "g.png").symlink_to(tmp_path / "gone.png")
+    (folder / "round").symlink_to("round")
+    found = list(Inputs((folder,), recursive=True))
+    lost = [one for one in found if isinstance(one, Unreadable)]
+    assert {(one.source, one.reason) for one in lost} == {
+        (str(folder / name), "it is a link that leads nowhere") for name in ("coco", "round")
+    }
+    # A picture fails by itself.
+    assert "g.png" in names(Inputs((folder,)))
 
 
 def test_folders_may_be_deeper_than_calls_may(tmp_path: Path) -> None:
@@ -94,6 +114,28 @@ def test_a_list_has_a_path_a_line(folder: Path) -> None:
     assert [one.source for one in found] == ["x/a.png", "/data/b c.jpg", "\udcff.png"]
     assert [one.relative for one in found] == ["x/a", "data/b c", "\udcff"]
     assert inputs.count() == 3
+
+
+@pytest.mark.parametrize(
+    ("line", "relative"),
+    [
+        ("../pics/a.png", "pics/a"),
+        ("../../a.png", "a"),
+        ("x/../../b.v2.png", "b.v2"),
+        ("./c.png", "c"),
+        ("/data/../d.png", "d"),
+        ("..", ""),
+        (".", ""),
+        ("/", ""),
+    ],
+)
+def test_paths_of_a_list_that_go_up_stay_below_the_outputs(
+    tmp_path: Path, line: str, relative: str
+) -> None:
+    (tmp_path / "list").write_text(line + "\n")
+    (found,) = Inputs(lists=(tmp_path / "list",))
+    assert isinstance(found, Item)
+    assert (found.source, found.name, found.relative) == (str(Path(line)), line, relative)
 
 
 def test_a_mark_before_the_first_path_is_none_of_it(tmp_path: Path) -> None:
@@ -215,13 +257,47 @@ def test_parquet_gives_the_bytes_of_its_rows(tmp_path: Path, as_struct: bool) ->
     assert inputs.count() == 3
 
 
-def test_ids_of_parquet_that_are_no_text_are_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        (pyarrow.array(["a", None, ""]), ["a", "00000001", "00000002"]),
+        (pyarrow.array([7, None, 0]), ["7", "00000001", "0"]),
+        (pyarrow.array([1.5, None, float("nan")]), ["1.5", "00000001", "00000002"]),
+        (pyarrow.array([b"x", "\u00fc".encode(), None]), ["x", "\u00fc", "00000002"]),
+        (pyarrow.array(["a", "b", "a"]).dictionary_encode(), ["a", "b", "a"]),
+        (pyarrow.nulls(3), ["00000000", "00000001", "00000002"]),
+    ],
+)
+def test_ids_of_parquet_are_text_or_the_number_of_the_row(
+    tmp_path: Path, keys: Any, expected: list[str]
+) -> None:
     path = tmp_path / "set.parquet"
-    key = pyarrow.array([b"\xff"]).view(pyarrow.string())
-    pyarrow.parquet.write_table(pyarrow.table({"image": [png(1)], "key": key}), path)
-    (found,) = Inputs((path,), id_column="key")
-    assert isinstance(found, Unreadable)
-    assert "can't decode byte" in found.reason
+    images = [png(shade) for shade in range(3)]
+    pyarrow.parquet.write_table(pyarrow.table({"image": images, "key": keys}), path)
+    inputs = Inputs((path,), id_column="key")
+    inputs.check()
+    assert names(inputs) == expected
+    found = [one for one in inputs if isinstance(one, Item)]
+    assert [one.identity for one in found] == [f"{path}#{row:08d}" for row in range(3)]
+
+
+@pytest.mark.parametrize("kind", [pyarrow.binary(), pyarrow.string()])
+def test_an_id_of_parquet_that_is_no_text_costs_its_row_alone(tmp_path: Path, kind: Any) -> None:
+    path = tmp_path / "set.parquet"
+    keys = pyarrow.array([b"a", b"x\xff", b"b"]).view(kind)
+    pyarrow.parquet.write_table(pyarrow.table({"image": [png(1)] * 3, "key": keys}), path)
+    assert names(Inputs((path,), id_column="key")) == [
+        "a",
+        "its id is bytes that are no UTF-8",
+        "b",
+    ]
+
+
+def test_ids_of_parquet_that_are_lists_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "set.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"image": [png(1)], "key": [["a"]]}), path)
+    with pytest.raises(BulkError, match=r"ids of column 'key' must be text or numbers, not list"):
+        Inputs((path,), id_column="key").check()
 
 
 def test_a_column_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -> None:

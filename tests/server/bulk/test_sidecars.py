@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,40 @@ def test_no_sidecar_lands_outside_its_folder(tmp_path: Path) -> None:
         ("x", "s.tar#../../x.png", "its name leads out of the folder of the sidecars")
     ]
     assert texts(tmp_path) == {"out/y.txt": "caption of y\n"}
+
+
+def test_paths_of_a_list_that_go_up_have_sidecars(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pictures(tmp_path, ["pics/a.png", "b.png", "work/in/c.png"])
+    (tmp_path / "work" / "list").write_text("../pics/a.png\n../b.png\nin/../in/c.png\n..\n/\n")
+    monkeypatch.chdir(tmp_path / "work")
+    inputs = Inputs(lists=(Path("list"),))
+    _, failures = run_over(inputs, sidecars())
+    assert [(name, reason) for name, _, reason in failures] == [
+        ("..", "its name leads out of the folder of the sidecars"),
+        ("/", "its name leads out of the folder of the sidecars"),
+    ]
+    beside = ["b.txt", "pics/a.txt", "work/in/c.txt"]
+    assert list(texts(tmp_path)) == beside
+    run_over(inputs, sidecars(Path("out")))
+    assert list(texts(tmp_path / "work" / "out")) == ["b.txt", "in/c.txt", "pics/a.txt"]
+    assert list(texts(tmp_path / "pics")) == ["a.txt"]
+
+
+def test_a_sidecar_that_is_no_plain_file_costs_its_picture_alone(tmp_path: Path) -> None:
+    made = write_pictures(tmp_path, ["a.png", "b.png", "c.png", "d.png"])
+    os.mkfifo(tmp_path / "a.txt")
+    (tmp_path / "b.txt").symlink_to("/dev/null")
+    (tmp_path / "kept").write_text("old")
+    (tmp_path / "c.txt").symlink_to("kept")
+    (tmp_path / "d.txt").symlink_to("new")
+    tally, failures = run_over(map(item, made), sidecars(overwrite=True))
+    assert [reason.rpartition(": ")[2] for _, _, reason in failures] == ["it is no plain file"] * 2
+    assert tally.captions == 2
+    assert (tmp_path / "kept").read_text() == "caption of c.png\n"
+    assert (tmp_path / "new").read_text() == "caption of d.png\n"
+    assert all((tmp_path / f"{name}.txt").is_symlink() for name in "bcd")
 
 
 def test_what_has_no_place_is_refused(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -158,6 +160,72 @@ def test_names_that_are_no_utf8_are_written_and_stay_apart(tmp_path: Path, kind:
         assert list(json.loads(path.read_text())) == names
     else:
         assert [(row["id"], row["source"]) for row in rows(path)] == [(n, n) for n in names]
+
+
+ODD = [
+    "a\rb",
+    "a\nb",
+    "a\r\nb",
+    'say "no"',
+    "a,b;c",
+    "=1+1",
+    "+a",
+    "-a",
+    "@a",
+    " b ",
+    "\t",
+    "'",
+    "\u2028",
+]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_names_and_captions_of_any_text_come_back_as_they_were(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"out.{kind}"
+    run_over([Item(f"{name}.png", name, str(n), ".png") for n, name in enumerate(ODD)], table(path))
+    found = rows(path)
+    assert [row["id"] for row in found] == ODD
+    assert [row["source"] for row in found] == [f"{name}.png" for name in ODD]
+    assert [row["caption"] for row in found] == [f"caption of {name}" for name in ODD]
+    if kind == "csv":
+        data = path.read_bytes()
+        # Nothing that a reader may take for the end of a row stands outside quotes.
+        assert b'\n"a\rb","a\rb.png"' in data
+        assert data.endswith(b",\n")
+        assert b"\r\n" not in data.replace(b'"a\r\nb', b"").replace(b"of a\r\nb", b"")
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_pipe_is_written_through_and_nothing_lies_beside_it(
+    tmp_path: Path, pictures: Inputs, kind: str
+) -> None:
+    path, whole = tmp_path / "out" / f"pipe.{kind}", tmp_path / f"whole.{kind}"
+    path.parent.mkdir()
+    run_over(pictures, table(whole))
+    os.mkfifo(path)
+    read: list[bytes] = []
+    reader = threading.Thread(target=lambda: read.append(path.read_bytes()))
+    reader.start()
+    run_over(pictures, table(path))
+    reader.join()
+    assert read == [whole.read_bytes()]
+    assert path.is_fifo()
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_link_stays_one_and_its_file_is_replaced(
+    tmp_path: Path, pictures: Inputs, kind: str
+) -> None:
+    path, whole = tmp_path / f"out.{kind}", tmp_path / f"whole.{kind}"
+    (tmp_path / "disk").mkdir()
+    run_over(pictures, table(whole))
+    path.symlink_to(tmp_path / "disk" / "real")
+    for _ in range(2):
+        run_over(pictures, table(path, anew=True))
+        assert path.is_symlink()
+        assert (tmp_path / "disk" / "real").read_bytes() == whole.read_bytes()
+    assert [one.name for one in (tmp_path / "disk").iterdir()] == ["real"]
 
 
 @pytest.mark.parametrize("kind", FORMATS)
