@@ -5,29 +5,26 @@ from __future__ import annotations
 import queue
 import random
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC
-from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 import httpx
-from pydantic import ValidationError
 
 from rediff_model.network.addresses import without_password
-from rediff_model.network.proxies import ProxyError, proxy_of
-from server.api.schemas import CaptionAnswer
+from rediff_model.network.proxies import ProxyError
 from server.bulk.item import BulkError, Captioned
 from server.bulk.pictures import PictureError, read
+from server.client import BadAnswer, Client, Fields, ServerRefused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from server.bulk.item import Item
+    from server.client import Version
     from server.offline import Order
 
-_TIMEOUT: Final = httpx.Timeout(600.0, connect=10.0)
-"""Of a read: the longest that a server may be told to let a request take."""
+T = TypeVar("T")
+
 _TRY_LATER: Final = frozenset({408, 429, 502, 503})
 """The picture is not to blame: another attempt may give a caption."""
 _BUSY: Final = frozenset({408, 429})
@@ -44,8 +41,8 @@ class Remote:
 
     def __init__(
         self,
-        client: httpx.Client,
-        form: dict[str, str],
+        client: Client,
+        form: Fields,
         max_bytes: int,
         concurrency: int,
         retries: int,
@@ -53,7 +50,7 @@ class Remote:
     ) -> None:
         """`form` are the fields that go with every picture; `tell` hears of outages."""
         self._client = client
-        self._address = without_password(str(client.base_url).rstrip("/"))
+        self._address = without_password(str(client.connection.url).rstrip("/"))
         self._way = ""
         """Ends a message about the address: the proxy, if there is one."""
         self._answered = False
@@ -91,28 +88,19 @@ class Remote:
             BulkError: it cannot be reached, is not this product's, or does not take this key.
         """
         try:
-            url = httpx.URL(base_url)
-        except httpx.InvalidURL as error:
+            client = Client(base_url, key=key, connections=concurrency, transport=transport)
+        except ProxyError as error:
+            raise BulkError(str(error)) from None
+        except ValueError as error:
             raise BulkError(f"--base-url {without_password(base_url)}: {error}") from None
-        if key is not None and url.userinfo:
+        if key is not None and client.connection.url.userinfo:
+            client.close()
             raise BulkError(
                 f"--base-url {without_password(base_url)} has a user name, and there is a key in "
                 "REDIFF_API_KEY: a request has room for one of them"
             )
-        try:
-            proxy = proxy_of(base_url)
-        except ProxyError as error:
-            raise BulkError(str(error)) from None
-        limits = httpx.Limits(max_connections=concurrency)
-        client = httpx.Client(
-            base_url=url,
-            headers={} if key is None else {"authorization": f"Bearer {key}"},
-            timeout=_TIMEOUT,
-            # With a transport the client itself does not look for proxies.
-            transport=transport
-            or httpx.HTTPTransport(proxy=None if proxy is None else proxy.url, limits=limits),
-        )
-        remote = cls(client, {}, max_bytes, concurrency, retries, tell)
+        proxy = client.connection.proxy
+        remote = cls(client, Fields(), max_bytes, concurrency, retries, tell)
         if proxy is not None:
             remote._way = f" through {proxy}"
             tell(f"{remote._address} is asked{remote._way}")
@@ -140,29 +128,25 @@ class Remote:
         self._threads.shutdown(cancel_futures=True)
         self._client.close()
 
-    def _fields(self, order: Order) -> dict[str, str]:
-        response = self._patient(self._ready)
-        try:
-            version = response.json()
-            canvas, self.model = int(version["canvas_length"]), str(version["model"])
-        except (ValueError, KeyError, TypeError):
-            raise BulkError(
-                f"--base-url {self._address}{self._way} is no server of captions"
-            ) from None
+    def _fields(self, order: Order) -> Fields:
+        version = self._patient(self._ready)
+        if version.canvas_length is None:
+            raise self._no_captions()
+        self.model = version.model
         options = order.options
         if order.max_new_tokens is not None:
-            length = min(canvas, order.max_new_tokens)
+            length = min(version.canvas_length, order.max_new_tokens)
             options = options.model_copy(update={"canvas_length": length})
-        fields = {"sampling": options.model_dump_json(exclude_none=True), "return_tokens": "true"}
-        return fields if order.prompt is None else fields | {"prompt": order.prompt}
+        fields = Fields(sampling=options.model_dump(exclude_none=True), return_tokens=True)
+        if order.prompt is not None:
+            fields["prompt"] = order.prompt
+        return fields
 
-    def _ready(self) -> httpx.Response:
-        """`/version` of a server that is ready, or why it is not."""
-        response = self._client.get("/version")
-        if response.status_code != 200:
-            return response
-        ready = self._client.get("/health/ready")
-        return response if ready.status_code == 200 else ready
+    def _ready(self) -> Version:
+        """What a server says of itself that is ready."""
+        version = self._client.version()
+        self._client.check_ready()
+        return version
 
     def _work(self, number: int, item: Item) -> None:
         result: Captioned | PictureError | BulkError
@@ -176,14 +160,8 @@ class Remote:
         self._done.put((number, result))
 
     def _caption(self, item: Item) -> Captioned:
-        files = {"image": (f"picture{item.suffix}", read(item, self._max_bytes))}
-        response = self._patient(
-            lambda: self._client.post("/caption", data=self._form, files=files)
-        )
-        try:
-            answer = CaptionAnswer.model_validate_json(response.content)
-        except ValidationError:
-            raise BulkError(f"{self._address}{self._way} gives no captions") from None
+        data = read(item, self._max_bytes)
+        answer = self._patient(lambda: self._client.caption(data, **self._form))
         confidence = answer.caption_confidence
         return Captioned(
             text=answer.caption,
@@ -194,8 +172,8 @@ class Remote:
             warning="; ".join(answer.warnings or ()),
         )
 
-    def _patient(self, send: Callable[[], httpx.Response]) -> httpx.Response:
-        """The answer of status 200, after as many attempts as are allowed.
+    def _patient(self, ask: Callable[[], T]) -> T:
+        """What `ask` gives, after as many attempts as are allowed.
 
         Raises:
             PictureError: the server refuses or cannot caption this picture.
@@ -205,20 +183,24 @@ class Remote:
             wait: float | None = None
             busy = False
             try:
-                response = send()
+                answer = ask()
             except httpx.TransportError as error:
                 reason = f"{self._address} cannot be reached{self._way}: {_words(error)}"
                 if not self._answered and isinstance(error, _NO_SERVER):
                     raise BulkError(f"--base-url {reason}") from None
+            except BadAnswer:
+                raise self._no_captions() from None
+            except ServerRefused as error:
+                self._answered = True
+                # Without words it is possibly the proxy's own answer.
+                reason = f"{error}" if error.message else f"{error}{self._way}"
+                wait = error.retry_after
+                self._judge(error.status, reason, error.param)
+                busy = error.status in _BUSY
             else:
                 self._answered = True
-                if response.status_code == 200:
-                    self._away.clear()
-                    return response
-                reason, param = self._told(response)
-                wait = _retry_after(response)
-                self._judge(response.status_code, reason, param)
-                busy = response.status_code in _BUSY
+                self._away.clear()
+                return answer
             if attempt == self._retries:
                 break
             if not busy and not self._away.is_set():
@@ -226,7 +208,7 @@ class Remote:
                 self._tell(f"{reason}; trying again")
             # Spread, so that those who were refused together do not come back together.
             backoff = min(_LONGEST_WAIT, 0.5 * 2**attempt) * random.uniform(0.5, 1.0)
-            if self._closing.wait(backoff if wait is None else wait):
+            if self._closing.wait(backoff if wait is None else min(_LONGEST_WAIT, wait)):
                 raise BulkError("the run was stopped")
         raise BulkError(f"{reason} ({self._retries + 1} attempts)")
 
@@ -240,33 +222,8 @@ class Remote:
             raise BulkError(f"{reason}; the key is read from REDIFF_API_KEY")
         raise BulkError(reason)
 
-    def _told(self, response: httpx.Response) -> tuple[str, str | None]:
-        """What the server says is wrong, and with which field."""
-        answer = f"the server answers with status {response.status_code}"
-        try:
-            error: dict[str, Any] = response.json()["error"]
-            message, param = str(error["message"]), error.get("param")
-        except (ValueError, KeyError, TypeError, AttributeError):
-            # Possibly the proxy's own answer.
-            return f"{answer} to {response.request.url.path}{self._way}", None
-        return f"{answer}: {message}", param
-
-
-def _retry_after(response: httpx.Response) -> float | None:
-    """Seconds that the server asks to wait, in either form of the header."""
-    value = response.headers.get("retry-after")
-    if value is None:
-        return None
-    if value.strip().isdecimal():
-        return min(_LONGEST_WAIT, float(value))
-    try:
-        moment = parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    seconds = moment.timestamp() - time.time()
-    return min(_LONGEST_WAIT, max(0.0, seconds))
+    def _no_captions(self) -> BulkError:
+        return BulkError(f"--base-url {self._address}{self._way} is no server of captions")
 
 
 def _words(error: Exception) -> str:

@@ -183,7 +183,7 @@ def test_what_is_wrong_with_one_picture_is_told_of_it(
         ([refusal(401)], "status 401: no; the key is read from REDIFF_API_KEY"),
         ([refusal(400, "sampling.steps")], "status 400: no"),
         ([httpx.Response(404, text="nothing")], "status 404"),
-        ([httpx.Response(200, text="<html>")], "gives no captions"),
+        ([httpx.Response(200, text="<html>")], "is no server of captions"),
         ([refusal(429, **{"retry-after": "0"})] * 3, r"status 429: no \(3 attempts\)"),
     ],
 )
