@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 SIGHT = 8
 """Rows of a shrunk canvas are a multiple of this, so that its size changes rarely."""
 
+FIXED, HOLE, OPENING = 1, 2, 3
+"""Rules of a template's positions: never written; filled, but not with a stop; the same, and only
+with a token that begins with a space. 0 is no rule."""
+
 REMEMBERED = 8
 """Canvases remembered to detect a cycle: the longest period that is seen."""
 
@@ -33,11 +37,12 @@ class _Slots:
         }
         return replace(self, **chosen)
 
-    def _joined(self, new: Self, fill: int) -> dict[str, Any]:
-        """The rows of both, one behind the other; shorter ones are filled up."""
+    def _joined(self, new: Self, ids: int = 0) -> dict[str, Any]:
+        """The rows of both, one behind the other; shorter ones are filled up with 0, or `ids`."""
         joined = {}
         for field in fields(self):
             one, two = getattr(self, field.name), getattr(new, field.name)
+            fill = ids if field.name == "ids_BC" else 0
             if isinstance(one, torch.Tensor):
                 sizes = [max(pair) for pair in zip(one.shape[1:], two.shape[1:], strict=True)]
                 joined[field.name] = torch.cat((_grow(one, sizes, fill), _grow(two, sizes, fill)))
@@ -86,7 +91,7 @@ class Plan(_Slots):
         """The requests of both."""
         most = max(self.most_blocks, new.most_blocks)
         # A stop sequence of length 0 is none.
-        return replace(self, most_blocks=most, **self._joined(new, fill=0))
+        return replace(self, most_blocks=most, **self._joined(new))
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +99,8 @@ class Canvas(_Slots):
     """What a step moves. `refine_canvas` returns the next one."""
 
     ids_BC: Tensor
+    rule_BC: Tensor
+    """What a template says of each position, see `FIXED`; 0 without one."""
     block_B: Tensor
     """The current block; -1 before the first."""
     step_B: Tensor
@@ -115,11 +122,14 @@ class Canvas(_Slots):
     done_B: Tensor
 
     @classmethod
-    def blank(cls, ids_BC: Tensor, stop_B: Tensor, length_B: Tensor) -> Canvas:
+    def blank(
+        cls, ids_BC: Tensor, stop_B: Tensor, length_B: Tensor, rule_BC: Tensor | None = None
+    ) -> Canvas:
         """Canvases that have not entered a block."""
         zero_B = torch.zeros_like(stop_B)
         return cls(
             ids_BC=ids_BC,
+            rule_BC=torch.zeros_like(ids_BC) if rule_BC is None else rule_BC,
             block_B=zero_B - 1,
             step_B=zero_B,
             block_masks_B=zero_B,
@@ -134,7 +144,7 @@ class Canvas(_Slots):
 
     def join(self, new: Canvas, mask_id: int) -> Canvas:
         """The requests of both."""
-        return replace(self, **self._joined(new, fill=mask_id))
+        return replace(self, **self._joined(new, ids=mask_id))
 
 
 def _grow(rows: Tensor, sizes: list[int], fill: int) -> Tensor:

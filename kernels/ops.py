@@ -14,7 +14,7 @@ import torch
 
 from kernels import reference
 from kernels.noise import derive, numbers, row_keys, uniform
-from kernels.reference import Selection, enter_block, first_stop
+from kernels.reference import Selection, enter_block, first_stop, top_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +32,7 @@ __all__ = [
     "refine_canvas",
     "row_keys",
     "select_tokens",
+    "top_tokens",
     "uniform",
 ]
 

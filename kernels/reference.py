@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from kernels import noise
-from kernels.canvas import SIGHT, Canvas, Plan, Written
+from kernels.canvas import FIXED, SIGHT, Canvas, Plan, Written
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,6 +82,37 @@ def select_tokens(
     return Selection(ids_T, log_odds_T, shift_T + total_T.log(), entropy_T)
 
 
+def top_tokens(
+    logits_TV: Tensor,
+    suppressed_S: Tensor,
+    suppress_T: Tensor,
+    avoided_id: int,
+    avoid_T: Tensor,
+    count: int,
+) -> tuple[Tensor, Tensor]:
+    """The `count` likeliest tokens of each row with their probabilities, [T, count] each.
+
+    Rows and probabilities are those of `select_tokens`; the best first, ties to the lower id, and a
+    probability of 0 where there is no such token. Leaves the logits as they are.
+    """
+    columns = logits_TV.shape[1]
+    double = logits_TV.dtype == torch.float64
+    logits_TV = logits_TV.clone() if double else logits_TV.to(torch.float32, copy=True)
+    columns_TS = logits_TV.index_select(1, suppressed_S)
+    logits_TV.index_copy_(1, suppressed_S, columns_TS.masked_fill(suppress_T[:, None], -torch.inf))
+    total_T1 = logits_TV.logsumexp(dim=1, keepdim=True)
+    avoided_T = logits_TV[:, avoided_id]
+    logits_TV[:, avoided_id] = avoided_T.masked_fill(avoid_T, -torch.inf)
+    best_TK, ids_TK = logits_TV.topk(min(count, columns), dim=1)
+    by_id_TK = ids_TK.argsort(dim=1)
+    best_TK, ids_TK = best_TK.gather(1, by_id_TK), ids_TK.gather(1, by_id_TK)
+    order_TK = best_TK.argsort(dim=1, descending=True, stable=True)
+    chance_TK = (best_TK.gather(1, order_TK) - total_T1).exp().double()
+    missing = (0, count - chance_TK.shape[1])
+    pad = torch.nn.functional.pad
+    return pad(ids_TK.gather(1, order_TK), missing), pad(chance_TK, missing)
+
+
 def _highest(logits_TV: Tensor) -> tuple[Tensor, Tensor]:
     """The highest logit of each row and where it first occurs."""
     columns = logits_TV.shape[1]
@@ -121,8 +152,9 @@ def refine_canvas(
     Reveals the masked positions of highest score, ties to the lower position, as many as the
     block's schedule says and at most as many as there are, and those of log-odds above
     `reveal_above_B`. Predicted stops of log-odds above `end_above_B` are revealed beside them.
-    Revises positions of the current block that were not masked when the step began, if the
-    prediction's log-odds are above `edit_above_B`. A finished canvas stays as it is.
+    Revises positions of the current block that were not masked when the step began and that no
+    template fixes, if the prediction's log-odds are above `edit_above_B`. A finished canvas stays
+    as it is.
     """
     position_C = torch.arange(canvas.ids_BC.shape[1], device=canvas.ids_BC.device)
     masked_BC = canvas.ids_BC == plan.mask_id
@@ -150,6 +182,7 @@ def refine_canvas(
     refining_B = plan.refine_B & begun_B
     seen_BC = position_C < canvas.sight_B[:, None]
     known_BC = ~masked_BC & in_block_BC & seen_BC & refining_B[:, None] & running_B1
+    known_BC = known_BC & (canvas.rule_BC != FIXED)
     fraction_B = (known_BC.sum(dim=1) * plan.refine_fraction_B).floor()
     part_BC = first_k(score_BC, known_BC & open_BC, fraction_B)
     revised_BC = torch.where(plan.refine_fraction_B[:, None] < 1, part_BC, known_BC)
@@ -179,6 +212,7 @@ def refine_canvas(
     turn_B = (canvas.step_B + 1) % canvas.seen_BH.shape[1]
     moved = Canvas(
         ids_BC=ids_BC,
+        rule_BC=canvas.rule_BC,
         block_B=canvas.block_B,
         step_B=canvas.step_B + 1,
         block_masks_B=canvas.block_masks_B,
@@ -225,6 +259,7 @@ def enter_block(plan: Plan, canvas: Canvas, leaving_B: Tensor) -> Canvas:
     fresh_BH[:, 0] = fingerprint(canvas.ids_BC, plan.length_B)
     return Canvas(
         ids_BC=canvas.ids_BC,
+        rule_BC=canvas.rule_BC,
         block_B=block_B,
         step_B=torch.where(leaving_B, 0, canvas.step_B),
         block_masks_B=torch.where(

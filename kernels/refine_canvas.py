@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.canvas import SIGHT, Canvas, Plan, Written
+from kernels.canvas import FIXED, SIGHT, Canvas, Plan, Written
 from kernels.counter import derive
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ def refine_canvas(
             plan.stop_lengths_BQ,
             plan.stop_span_B,
             ids_BC,
+            canvas.rule_BC,
             canvas.block_B,
             canvas.step_B,
             canvas.block_masks_B,
@@ -103,6 +104,7 @@ def refine_canvas(
             written.count_B,
             written.bound_B,
             ids_BC.stride(0),
+            canvas.rule_BC.stride(0),
             predicted_BC.stride(0),
             score_BC.stride(0),
             log_odds_BC.stride(0),
@@ -115,6 +117,7 @@ def refine_canvas(
             COMPARED=max(1, COMPARED // block),
             HISTORY=triton.next_power_of_2(canvas.seen_BH.shape[1]),
             SIGHT=SIGHT,
+            FIXED=FIXED,
         )
     return moved, written
 
@@ -125,16 +128,17 @@ def _check(
     """Raise ValueError unless the tensors of a step fit each other."""
     shape = canvas.ids_BC.shape
     named = (("predicted", predicted_BC), ("score", score_BC), ("log-odds", log_odds_BC))
-    for name, tensor in named:
+    for name, tensor in (("rule", canvas.rule_BC), *named):
         if tensor.shape != shape:
             raise ValueError(f"{name} must be {tuple(shape)}, got {tuple(tensor.shape)}")
-    for name, tensor in (("ids", canvas.ids_BC), ("predicted", predicted_BC)):
+    whole = (("ids", canvas.ids_BC), ("rule", canvas.rule_BC), ("predicted", predicted_BC))
+    for name, tensor in whole:
         if tensor.dtype != torch.int64:
             raise ValueError(f"{name} must be int64, got {tensor.dtype}")
     for name, tensor in named[1:]:
         if not tensor.dtype.is_floating_point:
             raise ValueError(f"{name} must be floating point, got {tensor.dtype}")
-    for tensor in (canvas.ids_BC, predicted_BC, score_BC, log_odds_BC):
+    for tensor in (canvas.ids_BC, canvas.rule_BC, predicted_BC, score_BC, log_odds_BC):
         if tensor.stride(1) != 1:
             raise ValueError(f"positions must lie side by side, got strides {tensor.stride()}")
     for tensor in (plan.stops_BQL, plan.stop_lengths_BQ, canvas.seen_BH):
@@ -196,6 +200,7 @@ def _canvas_kernel(
     stop_lengths_ptr: tl.tensor,
     stop_span_ptr: tl.tensor,
     ids_ptr: tl.tensor,
+    rule_ptr: tl.tensor,
     block_ptr: tl.tensor,
     step_ptr: tl.tensor,
     block_masks_ptr: tl.tensor,
@@ -225,6 +230,7 @@ def _canvas_kernel(
     count_ptr: tl.tensor,
     bound_ptr: tl.tensor,
     ids_stride: tl.tensor,
+    rule_stride: tl.tensor,
     predicted_stride: tl.tensor,
     score_stride: tl.tensor,
     log_odds_stride: tl.tensor,
@@ -237,6 +243,7 @@ def _canvas_kernel(
     COMPARED: tl.constexpr,
     HISTORY: tl.constexpr,
     SIGHT: tl.constexpr,
+    FIXED: tl.constexpr,
 ) -> None:
     """The request `program_id(0)`."""
     request = tl.program_id(0).to(tl.int64)
@@ -264,6 +271,7 @@ def _canvas_kernel(
     at = tl.arange(0, BLOCK)
     inside = at < columns
     ids_ptr += request * ids_stride
+    rule_ptr += request * rule_stride
     score_ptr += request * score_stride
     log_odds_ptr += request * log_odds_stride
     predicted_ptr += request * predicted_stride
@@ -294,6 +302,7 @@ def _canvas_kernel(
     begun = (step >= tl.load(refine_from_ptr + request)) | filled
     refining = refine & begun
     known = (ids != mask_id) & in_block & (at < sight) & refining & running
+    known = known & (tl.load(rule_ptr + at, mask=inside, other=0) != FIXED)
     part = tl.floor(tl.sum(known.to(tl.int64), axis=0).to(tl.float64) * fraction)
     # A part is of the open positions, the whole is not: closed ones rank behind every part.
     part = tl.where(fraction < 1, part, 2.0 * BLOCK)
@@ -314,6 +323,8 @@ def _canvas_kernel(
         other_end = other_end & (other_odds > end_above)
         other_masked = other_open & (other_ids == mask_id) & (other_end == 0)
         other_known = other_open & (other_ids != mask_id) & (other_at >= start) & (other_at < end)
+        other_rule = tl.load(rule_ptr + other_at, mask=other_inside, other=0)
+        other_known = other_known & (other_rule != FIXED)
         before = _before(score, at, other_score, other_at)
         mask_rank += tl.sum((before & other_masked[None, :]).to(tl.int32), axis=1)
         known_rank += tl.sum((before & other_known[None, :]).to(tl.int32), axis=1)

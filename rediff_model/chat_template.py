@@ -7,6 +7,7 @@ question which spells `<|mdm_mask|>` or `<|eot_id|>` is words, not control.
 from __future__ import annotations
 
 import json
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from tokenizers import Tokenizer
@@ -145,6 +146,17 @@ class TextCodec:
     def vocabulary_size(self) -> int:
         """Ids in use, special tokens included."""
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
+
+    @cached_property
+    def spaced(self) -> tuple[int, ...]:
+        """Tokens that begin with a space in the middle of a text."""
+        anchor = self.encode("a")
+        begin = len(self.decode(anchor))
+        count = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        texts = self._tokenizer.decode_batch(
+            [[*anchor, token] for token in range(count)], skip_special_tokens=True
+        )
+        return tuple(n for n, text in enumerate(texts) if text[begin:].startswith(" "))
 
     def encode(self, text: str) -> list[int]:
         """Ids of text; special tokens spelt out in it are ordinary text."""

@@ -236,10 +236,12 @@ class TokenIds:
     """Never sampled."""
     stop: int
     """Ends a caption unless the settings name other stops."""
+    spaced: tuple[int, ...] = ()
+    """Tokens that begin with a space: what a template's hole behind a space may begin with."""
 
     @classmethod
-    def from_config(cls, config: ModelConfig) -> Self:
-        return cls(config.mask_token_id, config.suppressed_token_ids, config.stop_token_id)
+    def from_config(cls, config: ModelConfig, spaced: tuple[int, ...] = ()) -> Self:
+        return cls(config.mask_token_id, config.suppressed_token_ids, config.stop_token_id, spaced)
 
 
 _REQUIRED = (

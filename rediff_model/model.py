@@ -164,7 +164,7 @@ class Captioner:
 
     @property
     def token_ids(self) -> TokenIds:
-        return TokenIds.from_config(self.config)
+        return TokenIds.from_config(self.config, self.codec.spaced)
 
     @torch.inference_mode()
     def image_features(

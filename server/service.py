@@ -14,6 +14,7 @@ from rediff_model.sampling.params import SettingsError
 from server.engine.engine import Engine
 from server.engine.request import Job, ModelInfo, Prepared
 from server.engine.taught import text_of
+from server.engine.templates import fitted
 from server.errors import (
     BadSetting,
     Draining,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from rediff_model.chat_template import Question
     from rediff_model.sampling.params import SamplerSettings
+    from rediff_model.sampling.template_text import TemplateText
     from server.engine.config import EngineConfig
     from server.engine.engine import State
     from server.engine.request import Runner
@@ -55,6 +57,8 @@ class CaptionRequest:
     """How the request differs from what the client asked."""
     draft: str | None = None
     """A caption to revise."""
+    template: TemplateText | None = None
+    """Fixed text with holes to be filled."""
     wants_steps: bool = False
     priority: int = 0
     timeout: float | None = None
@@ -221,13 +225,19 @@ class Service:
         # A character may be four tokens, and a prompt's cost grows with their square.
         if (count := len(runner.encode(text_of(request.prompt)))) > limit:
             raise BadSetting(f"prompt has {count} tokens, the limit is {limit}", param="prompt")
-        if request.draft is None:
-            return request
         try:
-            settings = replace(request.settings, draft=runner.encode(request.draft))
+            if request.template is not None:
+                settings = fitted(
+                    request.settings, request.template, runner, self.config.max_canvas
+                )
+                return replace(request, settings=settings)
+            if request.draft is not None:
+                draft = runner.encode(request.draft)
+                return replace(request, settings=replace(request.settings, draft=draft))
         except SettingsError as error:
-            raise BadSetting(str(error), param="draft") from None
-        return replace(request, settings=settings)
+            param = "draft" if request.template is None else "template"
+            raise BadSetting(str(error), param=param) from None
+        return request
 
     def _prepare(self, runner: Runner, request: CaptionRequest) -> tuple[Prepared, float]:
         """Runs in a worker thread, so that at most a few decoded pictures exist at a time."""

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from rediff_model.config import LanguageConfig, TokenIds
 from rediff_model.language import LanguageModel
 from rediff_model.sampling.params import Compat, SamplerSettings
+from rediff_model.sampling.template import Choices, Masks, Template
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 HIDDEN = 16
 VOCABULARY = 9
-IDS = TokenIds(mask=6, suppressed=(7, 8), stop=3)
+IDS = TokenIds(mask=6, suppressed=(7, 8), stop=3, spaced=(0, 2, 3, 5))
 """So few ids that stops come and go, and the mask token is predicted, all the time."""
 
 
@@ -55,13 +56,44 @@ def prompt_of(seed: int, length: int) -> Tensor:
 tokens = st.integers(0, VOCABULARY - 1)
 
 
+plain_tokens = st.sampled_from([0, 1, 2, 4, 5])
+options = st.lists(plain_tokens, min_size=1, max_size=3).map(tuple)
+parts = st.one_of(
+    st.lists(plain_tokens, min_size=1, max_size=3).map(tuple),
+    st.builds(Masks, st.integers(1, 4), st.booleans()),
+    st.lists(options, min_size=2, max_size=4, unique=True).map(tuple).map(Choices),
+)
+templates = st.lists(parts, min_size=1, max_size=5).map(tuple).map(Template)
+
+
 @st.composite
-def any_settings(draw: st.DrawFn) -> SamplerSettings:
-    """Every setting there is."""
+def with_template(draw: st.DrawFn) -> SamplerSettings:
+    """Every setting that goes with a template."""
+    template = draw(templates)
+    chosen = draw(any_settings(("default",)))
+    steps, tokens_per_step = draw(st.sampled_from([(None, 1), (None, 3), (4, None)]))
+    return replace(
+        chosen,
+        template=template,
+        steps=steps,
+        tokens_per_step=tokens_per_step,
+        canvas_length=template.canvas_length + draw(st.integers(0, 3)),
+        block_length=None,
+        draft=None,
+        stop=None,
+        suffix=(),
+    )
+
+
+@st.composite
+def any_settings(
+    draw: st.DrawFn, modes: tuple[Compat, ...] = ("default", "default", "official")
+) -> SamplerSettings:
+    """Every setting there is, but for templates."""
     block = draw(st.integers(1, 7))
     blocks = draw(st.integers(1, 3))
     canvas = block * blocks
-    pace: dict[str, int] = {}
+    pace: dict[str, Any] = {}
     if draw(st.booleans()):
         pace["steps"] = blocks * draw(st.integers(1, 6))
     else:
@@ -69,7 +101,7 @@ def any_settings(draw: st.DrawFn) -> SamplerSettings:
     # A draft mostly of masks and stops: they are what matters.
     telling = st.sampled_from([IDS.mask, IDS.mask, IDS.stop, 0, 1, 2])
     sequences = st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=2), max_size=3)
-    compat: Compat = draw(st.sampled_from(["default", "default", "official"]))
+    compat: Compat = draw(st.sampled_from(modes))
     adaptive: dict[str, Any] = {}
     if compat == "default" and draw(st.booleans()):
         adaptive = {
@@ -92,6 +124,7 @@ def any_settings(draw: st.DrawFn) -> SamplerSettings:
         stop=draw(st.none() | sequences.map(lambda lists: tuple(map(tuple, lists)))),
         suffix=draw(st.just(()) | st.lists(tokens, max_size=3).map(tuple)),
         compat=compat,
+        alternatives=draw(st.sampled_from([0, 0, 1, 4, VOCABULARY + 2])),
         **pace,
         **adaptive,
     )
@@ -99,4 +132,17 @@ def any_settings(draw: st.DrawFn) -> SamplerSettings:
 
 def assert_equal(got: Generation, want: Generation) -> None:
     np.testing.assert_allclose(got.confidences, want.confidences, atol=1e-9)
-    assert replace(got, confidences=()) == replace(want, confidences=())
+    for one, other in zip(got.holes, want.holes, strict=True):
+        np.testing.assert_allclose(one.chances or (), other.chances or (), atol=1e-9)
+    for found, wanted in zip(got.alternatives, want.alternatives, strict=True):
+        assert [one.id for one in found] == [one.id for one in wanted]
+        np.testing.assert_allclose(
+            [one.confidence for one in found], [one.confidence for one in wanted], atol=1e-9
+        )
+    assert without_numbers(got) == without_numbers(want)
+
+
+def without_numbers(generation: Generation) -> Generation:
+    """Without probabilities, which differ in their last digits."""
+    holes = tuple(replace(hole, chances=None) for hole in generation.holes)
+    return replace(generation, confidences=(), holes=holes, alternatives=())

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 from PIL import Image
 
-from rediff_model.sampling.outputs import Change, Generation, StepEvent
+from rediff_model.sampling.outputs import Alternative, Change, Generation, StepEvent
 from server.api.app import create_app
 from server.engine.request import Job, ModelInfo, Outcome, Prepared
 from server.metrics import Metrics
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from rediff_model.chat_template import Question
 
-MASK, STOP = 0, 1
+MASK, STOP, WRONG = 0, 1, 2
 DEFAULT_CAPTION = "two red apples on grass"
 CANVAS = 8
 
@@ -145,6 +145,15 @@ class FakeRow:
             flips=0,
             step_map=tuple(min(place, self.step) for place in range(len(self.canvas))),
             finish_reason="stop" if stop < len(self.canvas) else "length",
+            alternatives=self._alternatives(self.job.settings.alternatives),
+        )
+
+    def _alternatives(self, count: int) -> tuple[tuple[Alternative, ...], ...]:
+        """Of each token itself and "wrong", at most."""
+        return tuple(
+            (Alternative(token, 0.5), Alternative(WRONG, 0.25))[:count]
+            for token in self.canvas
+            if count
         )
 
 

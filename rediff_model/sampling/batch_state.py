@@ -15,7 +15,9 @@ import torch
 
 from kernels import ops
 from kernels.canvas import Canvas, Plan
+from rediff_model.sampling.filling import Filling
 from rediff_model.sampling.params import SettingsError
+from rediff_model.sampling.template import Choosing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,15 +32,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Slots:
-    """Requests in slot order: guided ones first, and among equals those with temperature."""
+    """Requests in slot order, see `kind_of`."""
 
     requests: tuple[int, ...]
     """The caller's number of each."""
     settings: tuple[SamplerSettings, ...]
+    fillings: tuple[Filling | None, ...]
+    """Of requests with a template. Until it is settled their canvas counts as done."""
     plan: Plan
     canvas: Canvas
     context: Context
     suppressed_N: Tensor
+    spaced_V: Tensor
+    """Which tokens begin with a space."""
+    stop_id: int
+    """What ends a caption by default, and no hole."""
     cfg_B: Tensor
     temperature_B: Tensor
     random_B: Tensor
@@ -67,8 +75,13 @@ class Slots:
             self,
             requests=tuple(self.requests[slot] for slot in order),
             settings=tuple(self.settings[slot] for slot in order),
+            fillings=tuple(self.fillings[slot] for slot in order),
             plan=self.plan.select(index_B),
-            canvas=replace(canvas, ids_BC=canvas.ids_BC[:, : context.columns]),
+            canvas=replace(
+                canvas,
+                ids_BC=canvas.ids_BC[:, : context.columns],
+                rule_BC=canvas.rule_BC[:, : context.columns],
+            ),
             context=context,
             **rows,
         )
@@ -94,6 +107,7 @@ class Slots:
             self,
             requests=(*self.requests, *new.requests),
             settings=settings,
+            fillings=(*self.fillings, *new.fillings),
             plan=self.plan.join(new.plan),
             canvas=self.canvas.join(new.canvas, self.plan.mask_id),
             **rows,
@@ -102,12 +116,20 @@ class Slots:
         return both._arranged(order, index_B, context)
 
 
-def _slot_order(settings: Sequence[SamplerSettings]) -> list[int]:
-    """Guided ones first, and among equals those with temperature; else as they are."""
-    return sorted(
-        range(len(settings)),
-        key=lambda i: (settings[i].cfg_scale == 0, settings[i].temperature == 0),
+def kind_of(settings: SamplerSettings) -> tuple[bool, bool, bool, bool]:
+    """Whether a request is guided, has temperature, a template, and wants alternatives: what its
+    rows cost behind the LM head."""
+    return (
+        settings.cfg_scale > 0,
+        settings.temperature > 0,
+        settings.template is not None,
+        settings.alternatives > 0,
     )
+
+
+def _slot_order(settings: Sequence[SamplerSettings]) -> list[int]:
+    """Requests of a kind side by side, guided ones first; else as they are."""
+    return sorted(range(len(settings)), key=lambda i: kind_of(settings[i]), reverse=True)
 
 
 def allocate(
@@ -139,19 +161,32 @@ def allocate(
     prompts_S = [prompts[i] for i in order]
     prompts_S += [mask_D.expand_as(prompts_S[slot]) for slot in guided]
     plan = _plan(chosen_B, ids, device)
-    ids_BC = _first_canvases(chosen_B, ids, max(rows)).to(device)
+    fillings = tuple(
+        None if one.template is None else Filling.of(Choosing(one.template), ids)
+        for one in chosen_B
+    )
+    ids_BC, rule_BC = (
+        rows_BC.to(device) for rows_BC in _first_canvases(chosen_B, fillings, ids, max(rows))
+    )
     # Officially a stop in the draft is looked for after the first step only.
     found_B = ops.first_stop(plan, ids_BC).amin(dim=1)
     stop_B = torch.where(plan.official_B, plan.length_B, found_B)
-    canvas = Canvas.blank(ids_BC, stop_B, plan.length_B)
+    canvas = Canvas.blank(ids_BC, stop_B, plan.length_B, rule_BC)
+    closed_B = torch.tensor([filling is not None and not filling.fills for filling in fillings])
+    canvas = replace(canvas, done_B=closed_B.to(device))
+    spaced_V = torch.zeros(model.model.config.vocab_size, dtype=torch.bool)
+    spaced_V[list(ids.spaced)] = True
     seeds = [secrets.randbits(63) if one.seed is None else one.seed for one in chosen_B]
     return Slots(
         requests=tuple(requests[i] for i in order),
         settings=chosen_B,
+        fillings=fillings,
         plan=plan,
         canvas=ops.enter_block(plan, canvas, ~canvas.done_B),
         context=context.join(model, prompts_S, rows + [rows[slot] for slot in guided]),
         suppressed_N=torch.tensor(ids.suppressed, dtype=torch.int64).to(device),
+        spaced_V=spaced_V.to(device),
+        stop_id=ids.stop,
         cfg_B=torch.tensor([one.cfg_scale for one in chosen_B], dtype=mask_D.dtype).to(device),
         temperature_B=torch.tensor([one.temperature for one in chosen_B], dtype=torch.float64).to(
             device
@@ -164,7 +199,13 @@ def allocate(
 def check_ids(settings: SamplerSettings, vocabulary: int) -> None:
     """Raise SettingsError, naming the id, if a setting holds one outside the vocabulary."""
     stops = [token for sequence in settings.stop or () for token in sequence]
-    given = (("draft", settings.draft or ()), ("stop", stops), ("suffix", settings.suffix))
+    template = () if settings.template is None else settings.template.ids
+    given = (
+        ("draft", settings.draft or ()),
+        ("stop", stops),
+        ("suffix", settings.suffix),
+        ("template", template),
+    )
     for name, tokens in given:
         for token in tokens:
             if not 0 <= token < vocabulary:
@@ -227,12 +268,24 @@ def _log_odds(probability: float | None, default: float) -> float:
     return math.log(probability) - math.log1p(-probability)
 
 
-def _first_canvases(settings: Sequence[SamplerSettings], ids: TokenIds, columns: int) -> Tensor:
-    """Drafts, masks and suffixes, [B, C]; columns beyond a request's rows hold the mask id."""
+def _first_canvases(
+    settings: Sequence[SamplerSettings],
+    fillings: Sequence[Filling | None],
+    ids: TokenIds,
+    columns: int,
+) -> tuple[Tensor, Tensor]:
+    """Drafts, templates, masks and suffixes, and the rules of templates, [B, C] each.
+
+    Columns beyond a request's rows hold the mask id and no rule.
+    """
     ids_BC = torch.full((len(settings), columns), ids.mask)
-    for row_C, one in zip(ids_BC, settings, strict=True):
+    rule_BC = torch.zeros_like(ids_BC)
+    for row_C, rule_C, one, filling in zip(ids_BC, rule_BC, settings, fillings, strict=True):
         draft = one.draft or ()
         row_C[: len(draft)] = torch.tensor(draft, dtype=torch.int64)
         end = one.canvas_length + len(one.suffix)
         row_C[one.canvas_length : end] = torch.tensor(one.suffix, dtype=torch.int64)
-    return ids_BC
+        if filling is not None:
+            row_C[: one.canvas_length] = torch.tensor(filling.trial.ids)
+            rule_C[: one.canvas_length] = filling.rules()
+    return ids_BC, rule_BC

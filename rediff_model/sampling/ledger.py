@@ -1,6 +1,6 @@
 """The host's copy of what the canvases say: events of a step and finished captions.
 
-Shape suffixes: B requests, C canvas rows.
+Shape suffixes: B requests, C canvas rows, K alternatives.
 """
 
 from __future__ import annotations
@@ -11,13 +11,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kernels.canvas import REMEMBERED
-from rediff_model.sampling.outputs import LEAST, LEVEL, Change, Generation, StepEvent
+from rediff_model.sampling.outputs import (
+    LEAST,
+    LEVEL,
+    Alternative,
+    Change,
+    Generation,
+    StepEvent,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
+    from rediff_model.sampling.filling import Filling
     from rediff_model.sampling.params import SamplerSettings
 
 
@@ -35,6 +43,9 @@ class Report:
     done_B: NDArray[np.bool_]
     broken_B: NDArray[np.bool_]
     """Logits were not finite: what was written means nothing."""
+    top_ids_BCK: NDArray[np.int64]
+    top_chance_BCK: NDArray[np.float64]
+    """The likeliest tokens of requests that want alternatives; a chance of 0 is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,21 +63,43 @@ class Ledger:
     """The step in which a position took its value."""
     was_BC: NDArray[np.int64]
     """The token before the last revision; -1 is none."""
+    top_ids_BCK: NDArray[np.int64]
+    """Alternatives when the confidence was taken."""
+    top_chance_BCK: NDArray[np.float64]
     past: tuple[Ledger, ...] = ()
     """The ledgers before this one with the same slots, the latest last, themselves without past.
     Of a request that joined later the older ones say nothing."""
 
     @classmethod
-    def open(cls, mask_id: int, ids_BC: NDArray[np.int64], stop_B: NDArray[np.int64]) -> Ledger:
+    def open(
+        cls,
+        mask_id: int,
+        ids_BC: NDArray[np.int64],
+        stop_B: NDArray[np.int64],
+        alternatives: int = 0,
+    ) -> Ledger:
         none_BC = np.zeros_like(ids_BC)
         sure_BC = np.zeros(ids_BC.shape)
-        return cls(mask_id, ids_BC, stop_B, sure_BC, none_BC, none_BC, none_BC, none_BC - 1)
+        top_BCK = np.zeros((*ids_BC.shape, alternatives))
+        return cls(
+            mask_id,
+            ids_BC,
+            stop_B,
+            sure_BC,
+            none_BC,
+            none_BC,
+            none_BC,
+            none_BC - 1,
+            top_BCK.astype(np.int64),
+            top_BCK,
+        )
 
     def record(self, report: Report) -> Ledger:
         """The ledger after a step."""
         changed_BC = report.ids_BC != self.ids_BC
         revised_BC = (self.ids_BC != self.mask_id) & changed_BC
         unwritten_BC = np.isnan(report.confidence_BC)
+        unwritten_BC1 = unwritten_BC[..., None]
         return Ledger(
             self.mask_id,
             report.ids_BC,
@@ -76,6 +109,8 @@ class Ledger:
             self.flips_BC + (revised_BC & (report.ids_BC == self.was_BC)),
             np.where(changed_BC, report.forwards_B[:, None], self.written_BC),
             np.where(revised_BC, self.ids_BC, self.was_BC),
+            np.where(unwritten_BC1, self.top_ids_BCK, report.top_ids_BCK),
+            np.where(unwritten_BC1, self.top_chance_BCK, report.top_chance_BCK),
             (*self.past, replace(self, past=()))[-REMEMBERED:],
         )
 
@@ -105,44 +140,73 @@ class Ledger:
             return report
         ids_BC, confidence_BC = report.ids_BC.copy(), report.confidence_BC.copy()
         stop_B = report.stop_B.copy()
+        top_ids_BCK, top_chance_BCK = report.top_ids_BCK.copy(), report.top_chance_BCK.copy()
         for slot, best in chosen.items():
             columns = best.ids_BC.shape[1]
             ids_BC[slot, :columns] = best.ids_BC[slot]
             confidence_BC[slot, :columns] = best.confidence_BC[slot]
+            top_ids_BCK[slot, :columns] = best.top_ids_BCK[slot]
+            top_chance_BCK[slot, :columns] = best.top_chance_BCK[slot]
             stop_B[slot] = best.stop_B[slot]
-        return replace(report, ids_BC=ids_BC, confidence_BC=confidence_BC, stop_B=stop_B)
+        return replace(
+            report,
+            ids_BC=ids_BC,
+            confidence_BC=confidence_BC,
+            stop_B=stop_B,
+            top_ids_BCK=top_ids_BCK,
+            top_chance_BCK=top_chance_BCK,
+        )
+
+    def placed(self, fillings: Mapping[int, Filling]) -> Ledger:
+        """With the canvases of templates whose choices are under way, or made just now, by slot."""
+        if not fillings:
+            return self
+        changed: dict[str, Any] = {name: values.copy() for name, values in self._arrays()}
+        for slot, filling in fillings.items():
+            layout = filling.layout
+            length = len(layout.ids)
+            changed["ids_BC"][slot, :length] = layout.ids
+            changed["stop_B"][slot] = layout.end
+            if filling.settled:
+                confidences, steps = filling.choosing.start(layout)
+                changed["confidence_BC"][slot, :length] = confidences
+                changed["written_BC"][slot, :length] = steps
+        return replace(self, **changed)
 
     def joint(self, slot: int, length: int) -> float:
         """Logarithm of the product of a slot's confidences up to its stop."""
         sure_C = self.confidence_BC[slot, : min(int(self.stop_B[slot]) + 1, length)]
         return float(np.log(np.maximum(sure_C, LEAST)).sum())
 
-    def select(self, kept: Sequence[int], columns: int) -> Ledger:
-        """The slots `kept`, without columns that none of them needs."""
+    def select(self, kept: Sequence[int], columns: int, alternatives: int) -> Ledger:
+        """The slots `kept`, without columns and alternatives that none of them needs."""
         index = list(kept)
+        shape = (slice(columns), slice(alternatives))
         rows: dict[str, Any] = {
-            name: values[index, :columns] if name.endswith("_BC") else values[index]
+            name: values[index][(slice(None), *shape[: values.ndim - 1])]
             for name, values in self._arrays()
         }
-        past = tuple(one.select(kept, columns) for one in self.past)
+        past = tuple(one.select(kept, columns, alternatives) for one in self.past)
         return replace(self, **rows, past=past)
 
     def join(
-        self, ids_BC: NDArray[np.int64], stop_B: NDArray[np.int64], origin: Sequence[int]
+        self,
+        ids_BC: NDArray[np.int64],
+        stop_B: NDArray[np.int64],
+        origin: Sequence[int],
+        alternatives: int,
     ) -> Ledger:
         """The ledger of canvases `ids_BC` of which each was slot `origin` here; -1 is none."""
         slots = [slot for slot, old in enumerate(origin) if old >= 0]
         olds = [old for old in origin if old >= 0]
 
         def joined(old: Ledger) -> Ledger:
-            blank = Ledger.open(self.mask_id, ids_BC, stop_B)
+            blank = Ledger.open(self.mask_id, ids_BC, stop_B, alternatives)
             rows: dict[str, Any] = {name: values.copy() for name, values in blank._arrays()}
-            columns = min(ids_BC.shape[1], old.ids_BC.shape[1])
             for name, values in old._arrays():
-                if name.endswith("_BC"):
-                    rows[name][slots, :columns] = values[olds, :columns]
-                else:
-                    rows[name][slots] = values[olds]
+                sizes = zip(rows[name].shape[1:], values.shape[1:], strict=True)
+                shared: Any = tuple(slice(min(pair)) for pair in sizes)
+                rows[name][(slots, *shared)] = values[(olds, *shared)]
             return replace(blank, **rows)
 
         return replace(joined(self), past=tuple(map(joined, self.past)))
@@ -150,10 +214,17 @@ class Ledger:
     def _arrays(self) -> Iterator[tuple[str, NDArray[Any]]]:
         """What has a row a slot, by name."""
         for field in fields(self):
-            if field.name.endswith(("_B", "_BC")):
+            if field.name.endswith(("_B", "_BC", "_BCK")):
                 yield field.name, getattr(self, field.name)
 
-    def caption(self, slot: int, settings: SamplerSettings, stop: int, steps: int) -> Generation:
+    def caption(
+        self,
+        slot: int,
+        settings: SamplerSettings,
+        filling: Filling | None,
+        stop: int,
+        steps: int,
+    ) -> Generation:
         """The finished caption of a slot."""
         length = settings.canvas_length
         canvas = tuple(self.ids_BC[slot, :length].tolist())
@@ -168,6 +239,21 @@ class Ledger:
             flips=int(self.flips_BC[slot, :length].sum()),
             step_map=tuple(self.written_BC[slot, :length].tolist()),
             finish_reason="stop" if stop < length else "length",
+            holes=() if filling is None else filling.choosing.filled(filling.layout),
+            alternatives=self._alternatives(slot, length, settings.alternatives),
+        )
+
+    def _alternatives(
+        self, slot: int, length: int, count: int
+    ) -> tuple[tuple[Alternative, ...], ...]:
+        """Of each position, up to `count`; empty if that is 0."""
+        if not count:
+            return ()
+        ids_CK = self.top_ids_BCK[slot, :length, :count].tolist()
+        chance_CK = self.top_chance_BCK[slot, :length, :count].tolist()
+        return tuple(
+            tuple(Alternative(*pair) for pair in zip(*row, strict=True) if pair[1] > 0)
+            for row in zip(ids_CK, chance_CK, strict=True)
         )
 
 
@@ -186,6 +272,8 @@ class StepEvents:
 
     requests: tuple[int, ...]
     settings: tuple[SamplerSettings, ...]
+    fillings: tuple[Filling | None, ...]
+    """After the step."""
     before: Ledger
     after: Ledger
     report: Report
@@ -195,7 +283,8 @@ class StepEvents:
     """Requests whose logits were not finite; they have left without a caption."""
 
     def __iter__(self) -> Iterator[StepEvent]:
-        for slot, (request, settings) in enumerate(zip(self.requests, self.settings, strict=True)):
+        slots = zip(self.requests, self.settings, self.fillings, strict=True)
+        for slot, (request, settings, filling) in enumerate(slots):
             length = settings.canvas_length
             was_C, now_C = self.before.ids_BC[slot, :length], self.after.ids_BC[slot, :length]
             mask = self.after.mask_id
@@ -217,4 +306,6 @@ class StepEvents:
                 changed=changed,
                 canvas=tuple(now_C.tolist()),
                 done=bool(self.report.done_B[slot]),
+                holes=() if filling is None else filling.layout.spans,
+                choosing=filling is not None and not filling.settled,
             )

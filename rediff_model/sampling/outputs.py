@@ -15,6 +15,27 @@ FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True, slots=True)
+class Alternative:
+    """A token that a position might have held."""
+
+    id: int
+    confidence: float
+    """Its probability."""
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """A hole of a template, filled."""
+
+    first: int
+    """Its first position on the canvas."""
+    last: int
+    """The first behind it."""
+    chances: tuple[float, ...] | None = None
+    """Probabilities of its choices, in their order; None of a hole of tokens."""
+
+
+@dataclass(frozen=True, slots=True)
 class Generation:
     """One finished caption. Lists run over canvas positions."""
 
@@ -35,6 +56,11 @@ class Generation:
     step_map: tuple[int, ...]
     """The step in which each position took its last value; 0 is before the first."""
     finish_reason: FinishReason
+    holes: tuple[Filled, ...] = ()
+    """Of a template, in its order."""
+    alternatives: tuple[tuple[Alternative, ...], ...] = ()
+    """Of each position the likeliest tokens, the best first, when its confidence was taken; none of
+    what a template fixes or chooses. Empty unless asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,3 +89,7 @@ class StepEvent:
     changed: tuple[Change, ...]
     canvas: tuple[int, ...]
     done: bool
+    holes: tuple[tuple[int, int], ...] = ()
+    """First position of each hole of a template, and the first behind it."""
+    choosing: bool = False
+    """A template's choices are compared: positions may still move."""

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from rediff_model.config import Preferences, TokenIds
+    from rediff_model.sampling.template import Template
 
 Remasking = Literal["low_confidence", "random"]
 Compat = Literal["default", "official"]
@@ -75,6 +76,12 @@ class SamplerSettings:
     """Id sequences that end the caption; None is the model's stop token, () is no stop."""
     suffix: tuple[int, ...] = ()
     """Fixed ids behind the canvas which the model sees and does not change."""
+    template: Template | None = None
+    """Fixed ids with holes: only holes are written, and none ends the caption. The canvas is then
+    as long as the template with its longest choices and a stop, in one block."""
+    alternatives: int = 0
+    """Tokens reported of each position with their probabilities, the likeliest first, from the pass
+    in which the position was last written or confirmed."""
     compat: Compat = "default"
     """`official` repeats the defects of the official sampler (docs/fidelity.md)."""
 
@@ -115,7 +122,8 @@ class SamplerSettings:
         lengths = checkpoint.block_lengths
         place = self._tokens_a_step - 1
         block, extra = self.block_length, self.extra_refine_steps
-        if block is None and place < len(lengths) and self.canvas_length % lengths[place] == 0:
+        divides = place < len(lengths) and self.canvas_length % lengths[place] == 0
+        if block is None and divides and self.template is None:
             block = lengths[place]
         whole = block is None or block == self.canvas_length
         if extra is None and whole and self.refine and self.compat == "default":
@@ -123,7 +131,11 @@ class SamplerSettings:
         return replace(self, block_length=block, extra_refine_steps=extra)
 
     def __post_init__(self) -> None:
+        if self.template is not None:
+            self._take_template(self.template)
         self._check_lengths()
+        if self.alternatives < 0:
+            raise SettingsError(f"alternatives must be 0 or more, got {self.alternatives}")
         for name in ("temperature", "cfg_scale"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
@@ -169,6 +181,19 @@ class SamplerSettings:
         if any(len(sequence) == 0 for sequence in self.stop or ()):
             raise SettingsError(f"stop must not hold an empty sequence, got {self.stop}")
 
+    def _take_template(self, template: Template) -> None:
+        """Give the canvas the template's length."""
+        off = {"block_length": None, "draft": None, "stop": None, "suffix": (), "compat": "default"}
+        for name, neutral in off.items():
+            if (value := getattr(self, name)) != neutral:
+                raise SettingsError(f"{name} does not go with a template, got {value}")
+        if template.canvas_length > self.canvas_length:
+            raise SettingsError(
+                f"template has {template.canvas_length} tokens with its stop, canvas_length is "
+                f"{self.canvas_length}"
+            )
+        object.__setattr__(self, "canvas_length", template.canvas_length)
+
     def _check_lengths(self) -> None:
         for name in ("canvas_length", "block_length", "tokens_per_step", "steps"):
             value = getattr(self, name)
@@ -201,7 +226,12 @@ class SamplerSettings:
         """Forward passes of a block at most, until its last mask is revealed."""
         if self.steps is not None:
             return self.steps // self.blocks
-        return -(-self.block // self._tokens_a_step)
+        return max(1, -(-self._to_fill // self._tokens_a_step))
+
+    @property
+    def _to_fill(self) -> int:
+        """Tokens of a block that are to be revealed."""
+        return self.block if self.template is None else self.template.masks
 
     @property
     def _tokens_a_step(self) -> int:
@@ -214,12 +244,13 @@ class SamplerSettings:
         """Positions that a step reveals at least; 0 is what the schedule says."""
         if self.reveal_threshold is None and self.end_threshold is None:
             return 0
-        return -(-self.block // self.steps_per_block)
+        return -(-self._to_fill // self.steps_per_block)
 
     @property
     def shrinks(self) -> bool:
-        """Whether rows behind a settled stop leave the forward pass; a suffix stands behind it."""
-        return self.end_threshold is not None and not self.suffix
+        """Whether rows behind a settled stop leave the forward pass. A suffix stands behind it, and
+        a template has no such rows."""
+        return self.end_threshold is not None and not self.suffix and self.template is None
 
     @property
     def extra_steps(self) -> int:
@@ -229,7 +260,11 @@ class SamplerSettings:
     @property
     def planned_steps(self) -> int:
         """Forward passes of a caption at most."""
-        return (self.steps_per_block + self.extra_steps) * self.blocks
+        template = self.template
+        passes = 0 if template is None else template.passes
+        if template is not None and not template.masks:
+            return passes
+        return passes + (self.steps_per_block + self.extra_steps) * self.blocks
 
     @property
     def refine_from(self) -> int:

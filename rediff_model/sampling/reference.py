@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,8 +20,9 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from kernels.canvas import REMEMBERED, SIGHT
 from rediff_model.sampling.batch_state import check_ids, looks_masked
-from rediff_model.sampling.outputs import LEAST, LEVEL, Generation
+from rediff_model.sampling.outputs import LEAST, LEVEL, Alternative, Generation
 from rediff_model.sampling.rng import CounterNoise, Noise
+from rediff_model.sampling.template import Choosing, Layout, likeliest, shares
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from rediff_model.config import TokenIds
     from rediff_model.language import LanguageModel
     from rediff_model.sampling.params import SamplerSettings
+    from rediff_model.sampling.template import Template
 
 PROMPT = -1
 """Stands for the id of a prompt row, which is known by its embedding only."""
@@ -72,12 +75,17 @@ def generate(
     """Caption one prompt. `noise` replaces the numbers that the seed gives.
 
     Raises:
-        SettingsError: a draft, stop or suffix id outside the vocabulary.
+        SettingsError: a draft, stop, suffix or template id outside the vocabulary.
     """
     check_ids(settings, model.model.config.vocab_size)
     run = _Sequence(model, prompt_PD, settings, ids, noise or CounterNoise())
+    choices, layout = None, None
+    if (template := settings.template) is not None:
+        choices = _choose(run, template)
+        layout = choices.layout(ids.mask, ids.stop)
+        run.begin(layout, choices)
     for block in range(settings.blocks):
-        if block * settings.block < run.stop:
+        if block * settings.block < run.stop and (template is None or template.masks):
             _denoise_block(run, block, on_step)
     last = _best_of_cycle(run)
     length = settings.canvas_length
@@ -86,14 +94,54 @@ def generate(
     return Generation(
         ids=canvas[: last.stop],
         canvas=canvas,
-        steps=run.forwards,
+        steps=run.steps,
         revisions=sum(revisions),
         confidences=tuple(last.confidence_C[:length].tolist()),
         revision_counts=revisions,
         flips=int(last.flips_C[:length].sum()),
         step_map=tuple(last.written_C[:length].tolist()),
         finish_reason="stop" if last.stop < length else "length",
+        holes=() if choices is None or layout is None else choices.filled(layout),
+        alternatives=last.alternatives[:length] if settings.alternatives else (),
     )
+
+
+def _choose(run: _Sequence, template: Template) -> Choosing:
+    """Make the choices of a template, from the first to the last.
+
+    An option's probability is that of its first token, with the option masked, times that of the
+    second with the first in place, and so on, each on a canvas that is as long as the option asks.
+    """
+    mask, stop = run.ids.mask, run.ids.stop
+    chosen: list[tuple[int, ...]] = []
+    chances: list[tuple[float, ...]] = []
+    for hole in template.choices:
+        seen: dict[tuple[int, ...], Tensor] = {}
+        logs: list[list[float]] = []
+        for option in hole.options:
+            logs.append([])
+            for place, token in enumerate(option):
+                trial = (*option[:place], *(mask,) * (len(option) - place))
+                layout = template.layout((*chosen, trial), mask, stop)
+                if trial not in seen:
+                    seen[trial] = run.log_chances(layout)
+                at = _hole_of(layout, template, len(chosen)) + place
+                logs[-1].append(float(seen[trial][run.prompt + at, token]))
+        shared = shares([sum(one) for one in logs])
+        chosen.append(hole.options[likeliest(shared)])
+        chances.append(shared)
+        run.passes += len(seen)
+    return Choosing(template, tuple(chances), passed=run.passes)
+
+
+def _hole_of(layout: Layout, template: Template, choice: int) -> int:
+    """The first position of a choice."""
+    spans = [
+        span
+        for span, hole in zip(layout.spans, template.holes, strict=True)
+        if hole in template.choices
+    ]
+    return spans[choice][0]
 
 
 def _best_of_cycle(run: _Sequence) -> _Past:
@@ -113,7 +161,7 @@ def _best_of_cycle(run: _Sequence) -> _Past:
     for past in reversed(recent[same[-1] + 1 :] if same else []):
         if past.joint(length) > best.joint(length) + LEVEL:
             best = past
-    return last if best is last else recent[-1].followed_by(best, run.forwards, mask)
+    return last if best is last else recent[-1].followed_by(best, run.steps, mask)
 
 
 def _denoise_block(
@@ -174,6 +222,7 @@ def _denoise_block(
         revised: list[int] = []
         if settings.refines and (step >= settings.refine_from or filled):
             revised = [row for row in in_block if not masked[row] and row < first + run.sight]
+            revised = [row for row in revised if row - first not in run.fixed]
             fraction = settings.refine_fraction or 1.0
             if fraction < 1:
                 part = int(len(revised) * fraction)
@@ -202,8 +251,17 @@ def _denoise_block(
         in_canvas = [row for row in (*revealed, *revised) if row >= first]
         confidence_C = run.past[-1].confidence_C.clone()
         confidence_C[[row - first for row in in_canvas]] = chance_N[in_canvas]
-        now = replace(run.past[-1], canvas=run.canvas(), stop=run.stop, confidence_C=confidence_C)
-        run.past.append(run.past[-1].followed_by(now, run.forwards, run.ids.mask))
+        alternatives = list(run.past[-1].alternatives)
+        for row in in_canvas if settings.alternatives else []:
+            alternatives[row - first] = run.alternatives(row)
+        now = replace(
+            run.past[-1],
+            canvas=run.canvas(),
+            stop=run.stop,
+            confidence_C=confidence_C,
+            alternatives=tuple(alternatives),
+        )
+        run.past.append(run.past[-1].followed_by(now, run.steps, run.ids.mask))
         if on_step is not None:
             on_step(
                 StepRecord(
@@ -247,6 +305,11 @@ class _Sequence:
         self.rows_ND = torch.cat((prompt_PD, self.embedding_VD[canvas_C]))
         self.ids_N = torch.cat((canvas_C.new_full((self.prompt,), PROMPT), canvas_C))
         self.forwards = 0
+        self.passes = 0
+        """Forward passes that compared choices."""
+        self.fixed: frozenset[int] = frozenset()
+        """Canvas positions that a template does not leave open."""
+        self.layout: Layout | None = None
         self.stops = settings.stops(ids)
         self.longest_stop = max((len(sequence) for sequence in self.stops), default=0)
         self.stop = settings.canvas_length
@@ -255,7 +318,45 @@ class _Sequence:
             self.find_stop()
         none_C = torch.zeros_like(canvas_C)
         sure_C = torch.zeros(len(canvas_C), dtype=torch.float64, device=device)
-        self.past = [_Past(self.canvas(), self.stop, sure_C, none_C, none_C, none_C, none_C - 1)]
+        nothing = ((),) * len(canvas_C)
+        self.past = [
+            _Past(self.canvas(), self.stop, sure_C, nothing, none_C, none_C, none_C, none_C - 1)
+        ]
+
+    def begin(self, layout: Layout, choices: Choosing) -> None:
+        """Take a template's canvas, its choices made."""
+        self._place(layout)
+        self.layout = layout
+        self.fixed = frozenset(place for place, free in enumerate(layout.free) if not free)
+        self.find_stop()
+        confidences, steps = choices.start(layout)
+        blank = self.past[0]
+        self.past = [
+            replace(
+                blank,
+                canvas=self.canvas(),
+                stop=self.stop,
+                confidence_C=blank.confidence_C.new_tensor(confidences),
+                written_C=blank.written_C.new_tensor(steps),
+            )
+        ]
+
+    def _place(self, layout: Layout) -> None:
+        canvas_C = self.ids_N.new_tensor(layout.ids)
+        self.ids_N[self.prompt :] = canvas_C
+        self.rows_ND[self.prompt :] = self.embedding_VD[canvas_C]
+
+    def log_chances(self, layout: Layout) -> Tensor:
+        """Log-probabilities of every token at every row of a canvas, [N, V]."""
+        self._place(layout)
+        logits_NV = self._logits(self.rows_ND)
+        logits_NV[:, list(self.ids.suppressed)] = -torch.inf
+        return logits_NV.double().log_softmax(dim=1)
+
+    @property
+    def steps(self) -> int:
+        """Forward passes so far."""
+        return self.passes + self.forwards
 
     @property
     def canvas_C(self) -> Tensor:
@@ -280,6 +381,7 @@ class _Sequence:
         seen = slice(self.prompt + self.sight)
         logits_NV = self._logits(self.rows_ND[seen])
         self._suppress(logits_NV, masked_N[seen])
+        self._obey(logits_NV)
         allowed_NV = logits_NV.clone()
         if not self.official:
             # A caption must not contain the mask token; officially it may.
@@ -297,6 +399,7 @@ class _Sequence:
             noisy_NV = allowed_NV.double().exp() / (-uniform_NV.log()) ** self.settings.temperature
             predicted_N = noisy_NV.argmax(dim=1)
         chance_NV = logits_NV.double().softmax(dim=1)
+        self.chance_NV = chance_NV.masked_fill(allowed_NV == -torch.inf, 0)
         chance_N = chance_NV.gather(1, predicted_N[:, None])[:, 0]
         score_N = self.noise.order(*places) if self.settings.remasking == "random" else chance_N
         unseen_N = self.ids_N[len(predicted_N) :]
@@ -330,6 +433,30 @@ class _Sequence:
         rows_N = torch.ones_like(masked_N) if self.settings.refine else masked_N
         for token in self.ids.suppressed:
             logits_NV[rows_N, token] = -torch.inf
+
+    def _obey(self, logits_NV: Tensor) -> None:
+        """Forbid what a template's holes cannot hold: a stop, and no space where one is wanted."""
+        if self.layout is None:
+            return
+        spaced_V = torch.zeros(logits_NV.shape[1], dtype=torch.bool, device=logits_NV.device)
+        spaced_V[list(self.ids.spaced)] = True
+        for place, (free, opens) in enumerate(
+            zip(self.layout.free, self.layout.opening, strict=True)
+        ):
+            if free:
+                logits_NV[self.prompt + place, self.ids.stop] = -torch.inf
+            if opens:
+                logits_NV[self.prompt + place, ~spaced_V] = -torch.inf
+
+    def alternatives(self, row: int) -> tuple[Alternative, ...]:
+        """The likeliest tokens of a row in the last pass, ties to the lower id."""
+        chance_V, ids_V = self.chance_NV[row].sort(descending=True, stable=True)
+        pairs = zip(ids_V.tolist(), chance_V.tolist(), strict=True)
+        return tuple(
+            Alternative(token, chance)
+            for token, chance in islice(pairs, self.settings.alternatives)
+            if chance > 0
+        )
 
     def write(self, rows: list[int], predicted_N: Tensor) -> None:
         self.ids_N[rows] = predicted_N[rows]
@@ -365,6 +492,7 @@ class _Past:
     canvas: tuple[int, ...]
     stop: int
     confidence_C: Tensor
+    alternatives: tuple[tuple[Alternative, ...], ...]
     revisions_C: Tensor
     flips_C: Tensor
     written_C: Tensor

@@ -3,7 +3,7 @@
 `reference.py` says what a step means, for one sequence; this one gives the same tokens.
 
 Shape suffixes: B requests, S sequences (requests and unconditional twins), C canvas rows, D
-hidden size, T rows, V vocabulary, P prompt rows, N suppressed ids.
+hidden size, T rows, V vocabulary, P prompt rows, N suppressed ids, K alternatives.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ import numpy as np
 import torch
 
 from kernels import ops
+from kernels.canvas import HOLE, OPENING
 from rediff_model.config import TokenIds
 from rediff_model.runtime.prompt_cache import Context
 from rediff_model.runtime.thread_pool import spread
-from rediff_model.sampling.batch_state import Slots, allocate
+from rediff_model.sampling.batch_state import Slots, allocate, kind_of
+from rediff_model.sampling.filling import ask, choose
 from rediff_model.sampling.ledger import Ledger, Report, StepEvents
 from rediff_model.sampling.outputs import Generation, StepEvent
 from rediff_model.sampling.params import SamplerSettings
@@ -28,6 +30,7 @@ from rediff_model.sampling.rng import CounterNoise, Noise
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from rediff_model.language import LanguageModel
@@ -51,6 +54,9 @@ LOGITS_AT_ONCE = 1 << 25
 
 LOGITS_IN_CACHE = 1 << 19
 """The same on a CPU."""
+
+Kind = tuple[bool, bool, bool, bool]
+"""See `kind_of`."""
 
 ROWS_AT_LEAST = 64
 """Rows of a chunk are a multiple of this."""
@@ -201,10 +207,19 @@ def join(
         slots = old.merge(slots)
     place = {request: slot for slot, request in enumerate(state.running)}
     nothing_BC = torch.full_like(slots.canvas.ids_BC, torch.nan, dtype=torch.float64)
-    report = _report(slots, nothing_BC, torch.zeros_like(slots.canvas.done_B))
+    report, _ = _report(slots, nothing_BC, torch.zeros_like(slots.canvas.done_B))
     ledger = state.ledger.join(
-        report.ids_BC, report.stop_B, [place.get(one, -1) for one in slots.requests]
+        report.ids_BC,
+        report.stop_B,
+        [place.get(one, -1) for one in slots.requests],
+        _alternatives(slots),
     )
+    new = {
+        slot: filling
+        for slot, filling in enumerate(slots.fillings)
+        if filling is not None and slots.requests[slot] not in place
+    }
+    slots, ledger, report = choose(slots, ledger.placed(new), report, None, state.ids)
     return _retire(replace(state, slots=slots, ledger=ledger), report)
 
 
@@ -218,21 +233,26 @@ def step(model: LanguageModel, state: State) -> tuple[State, StepEvents]:
     if slots is None:
         raise ValueError("no request is running")
     hidden_TD = slots.context.hidden(_with_twins(slots))
-    ids_BC, log_odds_BC = _predict(slots, hidden_TD, state.noise)
+    asked_UM = ask(slots, hidden_TD)
+    ids_BC, log_odds_BC, top = _predict(slots, hidden_TD, state.noise)
     score_BC = _score(slots, log_odds_BC, state.noise)
     canvas, written = ops.refine_canvas(slots.plan, slots.canvas, ids_BC, score_BC, log_odds_BC)
     wrote_BC = written.revealed_BC | written.revised_BC
     confidence_BC = log_odds_BC.double().sigmoid().masked_fill(~wrote_BC, torch.nan)
     slots = replace(slots, canvas=canvas, context=slots.context.aged())
-    report = _report(slots, confidence_BC, log_odds_BC.isnan().any(dim=1))
-    report = state.ledger.ended(report, slots.settings)
-    ledger = state.ledger.record(report)
+    broken_B = log_odds_BC.isnan().any(dim=1)
+    report, chances_UM = _report(slots, confidence_BC, broken_B, top, asked_UM)
+    slots, before, report = choose(slots, state.ledger, report, chances_UM, state.ids)
+    report = before.ended(report, slots.settings)
+    ledger = before.record(report)
     moved = _narrow(_retire(replace(state, slots=slots, ledger=ledger), report), report)
     left = {
         request: moved.finished[request] for request in slots.requests if request in moved.finished
     }
     broken = tuple(slots.requests[slot] for slot in np.flatnonzero(report.broken_B).tolist())
-    events = StepEvents(slots.requests, slots.settings, state.ledger, ledger, report, left, broken)
+    events = StepEvents(
+        slots.requests, slots.settings, slots.fillings, before, ledger, report, left, broken
+    )
     return moved, events
 
 
@@ -242,8 +262,11 @@ def _with_twins(slots: Slots) -> Tensor:
     return torch.cat((ids_BC, ids_BC[: slots.guided])) if slots.guided else ids_BC
 
 
-def _predict(slots: Slots, hidden_TD: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-    """Predicted ids and their log-odds, [B, C] each; rows that took no part keep their ids.
+def _predict(
+    slots: Slots, hidden_TD: Tensor, noise: Noise
+) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    """Predicted ids and their log-odds, [B, C] each; rows that took no part keep their ids. And the
+    likeliest tokens of requests that want alternatives.
 
     Only a chunk of rows has logits at any time, with few ids one for each thread, and nothing as
     large is made beside them.
@@ -260,8 +283,11 @@ def _predict(slots: Slots, hidden_TD: Tensor, noise: Noise) -> tuple[Tensor, Ten
     # A caption must not contain the mask token; officially it may.
     avoid_T = (~slots.plan.official_B).index_select(0, slot_T)
 
-    def choose(chunk: tuple[int, int, bool, bool]) -> tuple[Tensor, Tensor]:
-        first, last, guided, hot = chunk
+    rule_T = slots.canvas.rule_BC.flatten().index_select(0, place_T)
+    alternatives = _alternatives(slots)
+
+    def choose(chunk: tuple[int, int, Kind]) -> tuple[Tensor, ...]:
+        first, last, (guided, hot, filling, curious) = chunk
         logits_TV = slots.context.logits(hidden_TD[first:last])
         if guided:
             without_TV = slots.context.logits(twin_TD[first:last])
@@ -274,26 +300,40 @@ def _predict(slots: Slots, hidden_TD: Tensor, noise: Noise) -> tuple[Tensor, Ten
             key_T2 = noise.keys(seed_T, step_T, position_T)
             if key_T2 is None:
                 uniform_TV = noise.tokens(seed_T, step_T, position_T, logits_TV.shape[1])
-        chosen = ops.select_tokens(
-            logits_TV,
+        if filling:
+            _obey(slots, logits_TV, rule_T[first:last])
+        limits = (
             slots.suppressed_N,
             suppress_T[first:last],
             slots.plan.mask_id,
             avoid_T[first:last],
-            temperature_T,
-            uniform_TV,
-            key_T2,
         )
-        return chosen.ids_T, chosen.log_odds_T
+        top = ops.top_tokens(logits_TV, *limits, alternatives) if curious else ()
+        chosen = ops.select_tokens(logits_TV, *limits, temperature_T, uniform_TV, key_T2)
+        return chosen.ids_T, chosen.log_odds_T, *top
 
     chunks = list(_chunks(slots, counts))
     small = ROWS_AT_LEAST * len(slots.context.embedding_VD) <= LOGITS_IN_CACHE
     together = ids_BC.device.type == "cpu" and small
     parts = spread(choose, chunks) if together else list(map(choose, chunks))
-    predicted_T, log_odds_T = (torch.cat(column) for column in zip(*parts, strict=True))
+    predicted_T, log_odds_T = (torch.cat([part[n] for part in parts]) for n in range(2))
+    tops = [part[2:] for part in parts if part[2:]]
+    top = tuple(torch.cat(column) for column in zip(*tops, strict=True)) if tops else ()
     log_odds_BC = log_odds_T.new_zeros(ids_BC.numel()).index_copy_(0, place_T, log_odds_T)
     predicted_BC = ids_BC.flatten().index_copy(0, place_T, predicted_T)
-    return predicted_BC.view(batch, columns), log_odds_BC.view(batch, columns)
+    return predicted_BC.view(batch, columns), log_odds_BC.view(batch, columns), top
+
+
+def _obey(slots: Slots, logits_TV: Tensor, rule_T: Tensor) -> None:
+    """Forbid what a template's holes cannot hold: a stop, and no space where one is wanted."""
+    stop = slots.stop_id
+    logits_TV[:, stop] = logits_TV[:, stop].masked_fill(rule_T >= HOLE, -torch.inf)
+    logits_TV.masked_fill_((rule_T == OPENING)[:, None] & ~slots.spaced_V, -torch.inf)
+
+
+def _alternatives(slots: Slots) -> int:
+    """The most that a request wants."""
+    return max(one.alternatives for one in slots.settings)
 
 
 def _score(slots: Slots, log_odds_BC: Tensor, noise: Noise) -> Tensor:
@@ -316,14 +356,14 @@ def _places(slots: Slots, place_T: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-def _chunks(slots: Slots, counts: Sequence[int]) -> Iterator[tuple[int, int, bool, bool]]:
-    """First and last row of each chunk, and whether its rows are guided and have temperature.
+def _chunks(slots: Slots, counts: Sequence[int]) -> Iterator[tuple[int, int, Kind]]:
+    """First and last row of each chunk, and of what kind its rows are.
 
     `counts` says how many rows each slot has.
 
     Slots of a kind lie side by side, so that rows of other kinds do not pay for them.
     """
-    kinds = [(one.cfg_scale > 0, one.temperature > 0) for one in slots.settings]
+    kinds = [kind_of(one) for one in slots.settings]
     edges = [i for i in range(len(kinds)) if i == 0 or kinds[i] != kinds[i - 1]]
     embedding_VD = slots.context.embedding_VD
     most = LOGITS_IN_CACHE if embedding_VD.device.type == "cpu" else LOGITS_AT_ONCE
@@ -331,11 +371,17 @@ def _chunks(slots: Slots, counts: Sequence[int]) -> Iterator[tuple[int, int, boo
     begins = [0, *accumulate(counts)]
     for begin, end in pairwise([*edges, len(kinds)]):
         for first in range(begins[begin], begins[end], size):
-            yield first, min(first + size, begins[end]), *kinds[begin]
+            yield first, min(first + size, begins[end]), kinds[begin]
 
 
-def _report(slots: Slots, confidence_BC: Tensor, broken_B: Tensor) -> Report:
-    """Bring a step's outcome to the host."""
+def _report(
+    slots: Slots,
+    confidence_BC: Tensor,
+    broken_B: Tensor,
+    top: tuple[Tensor, ...] = (),
+    asked_UM: Tensor | None = None,
+) -> tuple[Report, NDArray[np.float64] | None]:
+    """Bring a step's outcome to the host: the report, and what choices under way asked for."""
     canvas = slots.canvas
     columns = canvas.ids_BC.shape[1]
     flags = (
@@ -347,9 +393,24 @@ def _report(slots: Slots, confidence_BC: Tensor, broken_B: Tensor) -> Report:
     )
     flags_B5 = torch.stack(flags, dim=1)
     packed = torch.cat((canvas.ids_BC, confidence_BC.view(torch.int64), flags_B5), dim=1)
+    parts = [packed, *top, *(() if asked_UM is None else (asked_UM,))]
+    flat = [one.view(torch.int64).flatten() for one in parts]
     # The step's one copy from device to host: the next batch depends on who is done.
-    host = packed.cpu().numpy()
-    return Report(
+    sent = (flat[0] if len(flat) == 1 else torch.cat(flat)).cpu().numpy()
+    arrays = [
+        part.reshape(one.shape)
+        for part, one in zip(
+            np.split(sent, list(accumulate(map(len, flat)))[:-1]), parts, strict=True
+        )
+    ]
+    host, asked = arrays[0], None if asked_UM is None else arrays[-1].view(np.float64)
+    top_ids_BCK = np.zeros((*canvas.ids_BC.shape, _alternatives(slots)), dtype=np.int64)
+    top_chance_BCK = np.zeros(top_ids_BCK.shape)
+    if top:
+        place_T = _curious_places(slots)
+        top_ids_BCK.reshape(-1, top_ids_BCK.shape[2])[place_T] = arrays[1]
+        top_chance_BCK.reshape(-1, top_ids_BCK.shape[2])[place_T] = arrays[2].view(np.float64)
+    report = Report(
         ids_BC=host[:, :columns],
         confidence_BC=host[:, columns : 2 * columns].copy().view(np.float64),
         stop_B=host[:, -5],
@@ -357,6 +418,23 @@ def _report(slots: Slots, confidence_BC: Tensor, broken_B: Tensor) -> Report:
         forwards_B=host[:, -3],
         done_B=host[:, -2] != 0,
         broken_B=host[:, -1] != 0,
+        top_ids_BCK=top_ids_BCK,
+        top_chance_BCK=top_chance_BCK,
+    )
+    return report, asked
+
+
+def _curious_places(slots: Slots) -> NDArray[np.int64]:
+    """Where in the flat canvases the rows seen of those are that want alternatives."""
+    columns = slots.canvas.ids_BC.shape[1]
+    return np.concatenate(
+        [
+            slot * columns + np.arange(seen)
+            for slot, (one, seen) in enumerate(
+                zip(slots.settings, slots.context.seen, strict=False)
+            )
+            if one.alternatives
+        ]
     )
 
 
@@ -368,7 +446,11 @@ def _retire(state: State, report: Report) -> State:
         return state
     captions = {
         slots.requests[slot]: state.ledger.caption(
-            slot, slots.settings[slot], int(report.stop_B[slot]), int(report.forwards_B[slot])
+            slot,
+            slots.settings[slot],
+            slots.fillings[slot],
+            int(report.stop_B[slot]),
+            int(report.forwards_B[slot]),
         )
         for slot in np.flatnonzero(report.done_B & ~report.broken_B).tolist()
     }
@@ -397,4 +479,5 @@ def _keep(state: State, kept: list[int]) -> State:
     if not kept:
         return replace(state, slots=None)
     slots = state.slots.select(kept)
-    return replace(state, slots=slots, ledger=state.ledger.select(kept, slots.context.columns))
+    ledger = state.ledger.select(kept, slots.context.columns, _alternatives(slots))
+    return replace(state, slots=slots, ledger=ledger)

@@ -31,17 +31,39 @@ REQUESTS: Final[dict[str, dict[str, Any]]] = {
             "summary": "Every step as a server-sent event",
             "value": {"image": _IMAGE, "stream": True},
         },
+        "template": {
+            "summary": "Fill the holes of a template",
+            "value": {
+                "image": _IMAGE,
+                "template": "A picture of {3}. The backdrop is {plain|striped|dotted}.",
+            },
+        },
+        "alternatives": {
+            "summary": "With the three likeliest tokens of each place",
+            "value": {"image": _IMAGE, "alternatives": 3},
+        },
     },
     "/refine": {
         "refine": {
-            "summary": "Revise a caption",
-            "value": {"image": _IMAGE, "draft": "A blue disc on a white background."},
+            "summary": "Revise a caption, and see what changed",
+            "value": {
+                "image": _IMAGE,
+                "draft": "A blue disc on a white background.",
+                "return_diff": True,
+            },
         },
     },
     "/v1/chat/completions": {
         "chat": {
             "summary": "The default question",
             "value": {"messages": [{"role": "user", "content": _CONTENT}]},
+        },
+        "template": {
+            "summary": "Fill the holes of a template",
+            "value": {
+                "messages": [{"role": "user", "content": _CONTENT}],
+                "template": "The backdrop is {plain|striped|dotted}.",
+            },
         },
         "stream": {
             "summary": "Streamed, with the usage at the end",

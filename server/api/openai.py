@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from rediff_model.sampling.outputs import StepEvent
+from rediff_model.sampling.template_text import TemplateText
 from rediff_model.words import token_texts
 from server.api.body import read_json
 from server.api.errors import error_body
@@ -18,6 +19,7 @@ from server.api.openai_body import ChatBody, Form, chunk, cut_at_stop
 from server.api.openai_messages import read_messages
 from server.api.picture_source import from_url
 from server.api.request_builder import Orders
+from server.api.responses import candidates, holes
 from server.api.schemas import ErrorAnswer
 from server.api.sse import KEEP_ALIVE, EventStream, events_of, sse, unless_left
 from server.errors import BadBody, ServeError
@@ -49,6 +51,8 @@ def openai_routes(service: Service, orders: Orders) -> APIRouter:
             lambda fetch: from_url(question.image_url, "messages", fetch),
             body.model_copy(update={"canvas_length": min(most, longest)}),
             prompt=question.turns,
+            template=body.template,
+            alternatives=form.top_logprobs or 0,
             # A confidence may still change with a later step of its block.
             wants_steps=bool(body.stream and body.block_length and not body.logprobs),
             timeout=body.timeout_seconds,
@@ -65,7 +69,8 @@ def openai_routes(service: Service, orders: Orders) -> APIRouter:
         if body.stream:
             block = order.settings.block
             record = request.state.record
-            return EventStream(lines(ticket, record, head, form, block), ticket, headers)
+            answers = lines(ticket, record, head, form, block, order.template)
+            return EventStream(answers, ticket, headers)
         caption = await unless_left(request, ticket.caption())
         request.state.record.add(caption)
         text, finish, logprobs = finished(caption, form)
@@ -74,6 +79,7 @@ def openai_routes(service: Service, orders: Orders) -> APIRouter:
             "message": {"role": "assistant", "content": text},
             "logprobs": logprobs,
             "finish_reason": finish,
+            **filled(caption, order.template),
         }
         answer = {"object": "chat.completion", "choices": [choice], "usage": usage(caption)}
         return JSONResponse(head | answer, headers=headers)
@@ -83,13 +89,23 @@ def openai_routes(service: Service, orders: Orders) -> APIRouter:
         done = caption.generation
         text, cut = cut_at_stop(service.decode(done.ids), form.stops)
         finish = "stop" if cut else done.finish_reason
+        # What a template fixes is kept.
+        begin, end = (
+            (0, len(text)) if done.holes else (len(text) - len(text.lstrip()), len(text.rstrip()))
+        )
         if form.top_logprobs is None:
-            return text.strip(), finish, None
-        begin, end = len(text) - len(text.lstrip()), len(text.rstrip())
-        confidences = done.confidences[: len(done.ids)]
+            return text[begin:end], finish, None
         texts = token_texts(done.ids, service.decode)
-        logprobs = logprobs_of(texts, confidences, begin, end, form.top_logprobs)
-        return text.strip(), finish, logprobs
+        tops = [candidates(found, service.decode) for found in done.alternatives]
+        logprobs = logprobs_of(texts, done.confidences, tops or [[]] * len(texts), begin, end)
+        return text[begin:end], finish, logprobs
+
+    def filled(caption: Caption, template: TemplateText | None) -> dict[str, Any]:
+        """The field `holes` of a choice, if there is a template."""
+        if template is None:
+            return {}
+        found = holes(template, caption.generation, service.decode)
+        return {"holes": [hole.model_dump(exclude_none=True) for hole in found]}
 
     def usage(caption: Caption) -> dict[str, int]:
         prompt, completion = caption.prompt.prompt_tokens, len(caption.generation.ids)
@@ -105,6 +121,7 @@ def openai_routes(service: Service, orders: Orders) -> APIRouter:
         head: dict[str, Any],
         form: Form,
         block: int,
+        template: TemplateText | None,
     ) -> AsyncIterator[str]:
         """Only text that will not change is sent: that of blocks which are behind the sampler."""
         yield sse(chunk(head, {"role": "assistant", "content": ""}))
@@ -128,7 +145,7 @@ def openai_routes(service: Service, orders: Orders) -> APIRouter:
                     if text[len(sent) :]:
                         content = {"content": text[len(sent) :]}
                         yield sse(chunk(head, content, logprobs=logprobs))
-                    yield sse(chunk(head, {}, finish))
+                    yield sse(chunk(head, {}, finish, **filled(event, template)))
                     if form.with_usage:
                         last = {"object": "chat.completion.chunk", "choices": []}
                         yield sse(head | last | {"usage": usage(event)})

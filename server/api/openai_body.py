@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from server.api.openai_fields import check_fields
-from server.api.schemas import SamplingOptions
+from server.api.schemas import MOST_ALTERNATIVES, SamplingOptions
 from server.errors import BadBody
 
 
@@ -81,7 +81,7 @@ class Form:
 
     stops: tuple[str, ...]
     top_logprobs: int | None
-    """None: no logprobs."""
+    """Alternatives of each token; None: no logprobs."""
     with_usage: bool
     """A stream ends with its usage."""
 
@@ -106,7 +106,8 @@ class ChatBody(SamplingOptions):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     logprobs: bool | None = Field(default=None, description="Add each token's confidence.")
-    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    top_logprobs: int | None = Field(default=None, ge=0, le=MOST_ALTERNATIVES)
+    template: str | None = Field(default=None, description="Fixed text with holes.")
     response_format: Any = Field(default=None, description='Nothing but {"type": "text"}.')
     tool_choice: Any = Field(default=None, description="none or auto.")
     timeout_seconds: float | None = None
@@ -153,9 +154,8 @@ def chunk(
     delta: dict[str, Any],
     finish: str | None = None,
     logprobs: dict[str, Any] | None = None,
+    **fields: Any,
 ) -> dict[str, Any]:
-    """One chunk of a streamed answer."""
-    return head | {
-        "object": "chat.completion.chunk",
-        "choices": [{"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish}],
-    }
+    """One chunk of a streamed answer; `fields` are further ones of its choice."""
+    choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+    return head | {"object": "chat.completion.chunk", "choices": [choice | fields]}

@@ -47,7 +47,12 @@ _IDLE: Final[dict[str, tuple[object, ...]]] = {
 }
 """Fields that have no effect, with the values that ask nothing. Clients send many by habit."""
 
-_ELSEWHERE: Final = frozenset(RefineBody.model_fields) - {"stream", "timeout_seconds", "priority"}
+_ELSEWHERE: Final = frozenset(RefineBody.model_fields) - {
+    "stream",
+    "template",
+    "timeout_seconds",
+    "priority",
+}
 """Fields of our own routes that have another place here."""
 
 _FOREIGN: Final = frozenset({*_ONLY, *_IDLE, "models", "prompt_logprobs", "store"})

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from rediff_model.sampling.template_text import TemplateError, parse
 from server.engine.taught import suited, text_of
 from server.errors import BadSetting
 from server.images.decode import decode_image
@@ -40,6 +42,8 @@ class Orders:
         prefix: str = "",
         prompt: Question | None = None,
         draft: str | None = None,
+        template: str | None = None,
+        alternatives: int = 0,
         wants_steps: bool = False,
         timeout: float | None = None,
         priority: int = 0,
@@ -48,12 +52,14 @@ class Orders:
         a URL it gets from the function that it is given.
 
         Raises:
-            BadSetting: a value out of range or in conflict; `prefix` leads to sampling fields.
+            BadSetting: a value out of range or in conflict, or a template that cannot be read;
+                `prefix` leads to sampling fields.
             NotReady: the model is not loaded, so that its canvas length is not known.
         """
         config, model = self._service.config, self._service.model
         question, warnings = suited(model, prompt)
-        for name, text in (("prompt", text_of(question)), ("draft", draft)):
+        texts = (("prompt", text_of(question)), ("draft", draft), ("template", template))
+        for name, text in texts:
             if text is not None and len(text) > self._max_prompt_characters:
                 raise BadSetting(
                     f"{name} has {len(text)} characters, the limit is "
@@ -70,12 +76,21 @@ class Orders:
         settings = sampling.resolve(
             model.canvas_length, config.max_canvas, model.preferences.preset, prefix
         )
-        if draft is None:
+        settings = replace(settings, alternatives=alternatives)
+        holes = None
+        if template is not None:
+            if draft is not None:
+                raise BadSetting("draft and template exclude each other", param="template")
+            try:
+                holes = parse(template)
+            except TemplateError as error:
+                raise BadSetting(str(error), param="template") from None
+        elif draft is None:
             settings = settings.preferring(model.preferences)
 
         def image() -> Image.Image:
             return decode_image(picture(self._fetch), self._limits)
 
         return CaptionRequest(
-            image, settings, question, warnings, draft, wants_steps, priority, timeout
+            image, settings, question, warnings, draft, holes, wants_steps, priority, timeout
         )

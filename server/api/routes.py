@@ -17,13 +17,13 @@ from server import __version__
 from server.api.body import read_body
 from server.api.errors import error_body
 from server.api.request_builder import Orders
-from server.api.responses import caption_answer, step_answer
+from server.api.responses import canvas_answer, caption_answer, step_answer
 from server.api.schemas import CaptionAnswer, CaptionBody, ErrorAnswer, RefineBody
 from server.api.sse import KEEP_ALIVE, EventStream, events_of, sse, unless_left
 from server.errors import BadBody, ServeError
 from server.logs import RequestRecord
 from server.request_handle import Caption, Ticket
-from server.service import Service
+from server.service import CaptionRequest, Service
 
 
 def caption_routes(service: Service, orders: Orders) -> APIRouter:
@@ -43,17 +43,18 @@ def caption_routes(service: Service, orders: Orders) -> APIRouter:
     @router.post("/refine", response_model=CaptionAnswer)
     async def refine(request: Request) -> Response:
         """Revise the caption `draft` against a picture."""
-        body = await read_body(request, RefineBody)
-        return await answer(request, body, body.draft)
+        return await answer(request, await read_body(request, RefineBody))
 
-    async def answer(request: Request, body: CaptionBody, draft: str | None = None) -> Response:
+    async def answer(request: Request, body: CaptionBody) -> Response:
         stream = body.stream or "text/event-stream" in request.headers.get("accept", "")
         order = orders.make(
             body.image.data,
             body.sampling,
             prefix="sampling.",
             prompt=body.prompt,
-            draft=draft,
+            draft=body.draft if isinstance(body, RefineBody) else None,
+            template=body.template,
+            alternatives=body.alternatives,
             wants_steps=stream,
             timeout=body.timeout_seconds,
             priority=body.priority,
@@ -61,27 +62,30 @@ def caption_routes(service: Service, orders: Orders) -> APIRouter:
         ticket = await unless_left(request, service.submit(order))
         record = request.state.record
         if stream:
-            return EventStream(lines(ticket, record, body, order.warnings), ticket)
+            return EventStream(lines(ticket, record, body, order), ticket)
         done = await unless_left(request, ticket.caption())
         record.add(done)
-        return JSONResponse(finished(done, body, order.warnings))
+        return JSONResponse(finished(done, body, order))
 
-    def finished(caption: Caption, body: CaptionBody, warnings: tuple[str, ...]) -> dict[str, Any]:
+    def finished(caption: Caption, body: CaptionBody, order: CaptionRequest) -> dict[str, Any]:
         identity = f"cap-{uuid.uuid4().hex}"
         answer = caption_answer(
             caption,
             identity,
             service.model_name,
             service.decode,
-            with_tokens=body.return_tokens,
+            with_tokens=body.return_tokens or body.alternatives > 0,
             with_steps=body.return_steps,
-            warnings=warnings,
+            template=order.template,
+            draft=order.draft if isinstance(body, RefineBody) and body.return_diff else None,
+            warnings=order.warnings,
         )
         return answer.model_dump(exclude_none=True)
 
     async def lines(
-        ticket: Ticket, record: RequestRecord, body: CaptionBody, warnings: tuple[str, ...]
+        ticket: Ticket, record: RequestRecord, body: CaptionBody, order: CaptionRequest
     ) -> AsyncIterator[str]:
+        given = order.draft is not None or order.template is not None
         try:
             model = service.model
             async for event in events_of(ticket):
@@ -89,12 +93,13 @@ def caption_routes(service: Service, orders: Orders) -> APIRouter:
                     yield KEEP_ALIVE
                 elif isinstance(event, Caption):
                     record.add(event)
-                    yield sse(finished(event, body, warnings), "done")
+                    yield sse(finished(event, body, order), "done")
                 else:
-                    step = step_answer(
-                        event, service.decode, model.mask_token_id, model.stop_token_id
-                    )
-                    yield sse(step, "step")
+                    special = (service.decode, model.mask_token_id, model.stop_token_id)
+                    if given and not event.choosing:
+                        given = False
+                        yield sse(canvas_answer(event, *special), "canvas")
+                    yield sse(step_answer(event, *special), "step")
         except ServeError as error:
             record.error = error.code
             yield sse(error_body(error.status, error.code, error.message, error.param), "error")

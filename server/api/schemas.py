@@ -14,6 +14,9 @@ from server.errors import BadBody, BadSetting
 if TYPE_CHECKING:
     from server.images.fetch import Fetch
 
+MOST_ALTERNATIVES = 20
+"""Of a token, as OpenAI has it."""
+
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -141,6 +144,18 @@ class CaptionBody(BaseModel):
     stream: bool = Field(default=False, description="Answer with server-sent events.")
     return_tokens: bool = Field(default=False, description="Add tokens, words, confidences.")
     return_steps: bool = Field(default=False, description="Add the step of each token.")
+    alternatives: int = Field(
+        default=0,
+        ge=0,
+        le=MOST_ALTERNATIVES,
+        description="Add the tokens, each with so many likeliest ones.",
+    )
+    template: str | None = Field(
+        default=None,
+        description="Fixed text with holes: {8} is filled with 8 tokens, {plain|striped} with a "
+        "choice; {{ and }} are braces.",
+        examples=["A photo of {8}. The backdrop is {plain|striped|dotted}."],
+    )
     timeout_seconds: float | None = Field(default=None, description="Then the answer is 504.")
     priority: int = Field(default=0, ge=-(2**31), le=2**31, description="Lower goes first.")
 
@@ -149,6 +164,7 @@ class RefineBody(CaptionBody):
     """Body of `POST /refine`: the same with a caption to start from."""
 
     draft: str = Field(min_length=1, description="The caption to revise against the picture.")
+    return_diff: bool = Field(default=False, description="Add what changed, in words.")
 
 
 class Usage(BaseModel):
@@ -169,6 +185,14 @@ class TimingAnswer(BaseModel):
     total: float
 
 
+class Candidate(BaseModel):
+    """A token that might have stood in a place."""
+
+    id: int
+    text: str
+    confidence: float
+
+
 class Token(BaseModel):
     """One token of the caption."""
 
@@ -176,6 +200,9 @@ class Token(BaseModel):
     text: str
     confidence: float
     revisions: int
+    alternatives: list[Candidate] | None = Field(
+        default=None, description="The likeliest tokens when the confidence was taken."
+    )
 
 
 class Word(BaseModel):
@@ -183,6 +210,30 @@ class Word(BaseModel):
 
     text: str
     confidence: float
+
+
+class HoleAnswer(BaseModel):
+    """One hole of a template, filled."""
+
+    text: str
+    confidence: float = Field(
+        description="Geometric mean of its tokens' confidences; the probability of a choice."
+    )
+    start: int = Field(description="Characters of the caption before it.")
+    end: int = Field(description="Characters of the caption up to its end.")
+    token_start: int = Field(description="Tokens of the caption before it.")
+    token_end: int = Field(description="Tokens of the caption up to its end.")
+    choices: dict[str, float] | None = Field(
+        default=None, description="The probability of each choice; they add up to 1."
+    )
+
+
+class DiffPart(BaseModel):
+    """Words of a draft and what became of them."""
+
+    kind: Literal["equal", "replace", "insert", "delete"]
+    was: str = Field(description="The draft's words; empty of an insertion.")
+    text: str = Field(description="The caption's words; empty of a deletion.")
 
 
 class StepMark(BaseModel):
@@ -209,6 +260,8 @@ class CaptionAnswer(BaseModel):
     tokens: list[Token] | None = None
     words: list[Word] | None = None
     step_map: list[StepMark] | None = None
+    holes: list[HoleAnswer] | None = Field(default=None, description="Of a template, in its order.")
+    diff: list[DiffPart] | None = Field(default=None, description="From the draft to the caption.")
     caption_confidence: float | None = Field(
         default=None,
         description="Geometric mean of the tokens' confidences; 0 of an empty caption.",

@@ -101,6 +101,7 @@ class SamplerRunner:
             preferences=shape.preferences,
             taught_prompts=shape.taught_prompts,
             domain=shape.domain,
+            spaced=bool(captioner.codec.spaced),
             request_rows=words + picture + shape.canvas_length,
             free_bytes=free_bytes(model.device),
             kernels=backend(),

@@ -38,6 +38,8 @@ class ModelInfo:
     """The only questions it was trained on; empty: it takes any text."""
     domain: str = ""
     """Which pictures it was trained for, in words for users; may be empty."""
+    spaced: bool = False
+    """Whether tokens begin with the space before their word."""
     free_bytes: int | None = None
     """Memory that keys and values may take; None when it is not known."""
     kernels: str = "torch"

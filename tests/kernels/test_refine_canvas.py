@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from kernels import ops
-from kernels.canvas import REMEMBERED, SIGHT, Canvas, Plan
+from kernels.canvas import FIXED, REMEMBERED, SIGHT, Canvas, Plan
 
 MASK = 9
 STOP = 8
@@ -340,9 +340,19 @@ def test_extra_steps_are_counted_a_block() -> None:
 def test_other_requests_columns_do_not_hide_a_cycle() -> None:
     plan = plan_of(2, steps_B=9)
     canvas = step(plan, canvas_of(plan, [1, 2]), [1, 3])
-    wider = torch.tensor([[*ids_of(canvas), MASK, MASK]])
-    canvas = step(plan, replace(canvas, ids_BC=wider), [1, 3, 0, 0])
+    wider_BC = torch.tensor([[*ids_of(canvas), MASK, MASK]])
+    wider = replace(canvas, ids_BC=wider_BC, rule_BC=torch.zeros_like(wider_BC))
+    canvas = step(plan, wider, [1, 3, 0, 0])
     assert canvas.done_B.tolist() == [True]
+
+
+def test_what_a_template_fixes_is_neither_revised_nor_part_of_what_may_be() -> None:
+    plan = plan_of(4, steps_B=9, refine_fraction_B=torch.tensor([0.5]).double())
+    canvas = canvas_of(plan, [1, 2, 3, 4])
+    fixed = replace(canvas, rule_BC=torch.tensor([[FIXED, 0, FIXED, 0]]))
+    # Half of four, and half of the two that are open.
+    assert ids_of(step(plan, canvas, [5, 5, 5, 5], [4, 3, 2, 1])) == [5, 5, 3, 4]
+    assert ids_of(step(plan, fixed, [5, 5, 5, 5], [4, 3, 2, 1])) == [1, 5, 3, 4]
 
 
 def test_stop_sequences_do_not_reach_into_the_suffix() -> None:

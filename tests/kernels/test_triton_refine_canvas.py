@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from kernels import reference
-from kernels.canvas import Canvas, Plan, Written
+from kernels.canvas import FIXED, OPENING, Canvas, Plan, Written
 from kernels.refine_canvas import refine_canvas
 
 MASK = 9
@@ -61,7 +61,10 @@ def draw_canvas(plan: Plan, rng: random.Random, generator: torch.Generator) -> C
         ids_BC[drafted_BC] = torch.randint(0, 9, shape, generator=generator)[drafted_BC]
     found_B = reference.first_stop(plan, ids_BC).amin(dim=1)
     stop_B = torch.where(plan.official_B, plan.length_B, found_B)
-    canvas = Canvas.blank(ids_BC, stop_B, plan.length_B)
+    rule_BC = None
+    if rng.random() < 0.5:
+        rule_BC = torch.randint(0, OPENING + 1, shape, generator=generator)
+    canvas = Canvas.blank(ids_BC, stop_B, plan.length_B, rule_BC)
     return reference.enter_block(plan, canvas, ~canvas.done_B)
 
 
@@ -93,7 +96,12 @@ def both(
     want, want_written = reference.refine_canvas(plan, canvas, predicted_BC, score_BC, log_odds_BC)
     # Rows of a wider tensor, as slots hand them over.
     wide_BC = torch.nn.functional.pad(canvas.ids_BC, (0, 5), value=7)
-    there = replace(on(device, canvas), ids_BC=wide_BC.to(device)[:, :-5])
+    rule_BC = torch.nn.functional.pad(canvas.rule_BC, (0, 3), value=FIXED)
+    there = replace(
+        on(device, canvas),
+        ids_BC=wide_BC.to(device)[:, :-5],
+        rule_BC=rule_BC.to(device)[:, :-3],
+    )
     got, written = refine_canvas(
         on(device, plan),
         there,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -247,8 +248,8 @@ async def test_what_the_checkpoint_prefers_holds_where_a_request_leaves_it_open(
         assert (version["compiled"], version["cuda_graphs"]) == (True, False)
         assert (version["block_lengths"], version["extra_refine_steps"]) == ([4], 3)
         answer = await server.client.post("/caption", json=body(stream=True, sampling=sampling))
-        first = next(line for line in answer.text.splitlines() if line.startswith("data: "))
-        assert json.loads(first.removeprefix("data: "))["steps"] == steps
+        [first] = re.findall("^event: step\ndata: (.*)$", answer.text, re.MULTILINE)[:1]
+        assert json.loads(first)["steps"] == steps
 
 
 @pytest.mark.parametrize(
@@ -272,8 +273,8 @@ async def test_the_checkpoint_s_preset_holds_where_neither_a_preset_nor_a_pace_i
         assert (await server.client.get("/version")).json()["preset"] == "adaptive"
         sent = body(stream=True, sampling=fields, **draft)
         answer = await server.client.post(route, json=sent)
-        first = next(line for line in answer.text.splitlines() if line.startswith("data: "))
-        assert json.loads(first.removeprefix("data: "))["steps"] == steps
+        [first] = re.findall("^event: step\ndata: (.*)$", answer.text, re.MULTILINE)[:1]
+        assert json.loads(first)["steps"] == steps
 
 
 async def test_the_version_tells_what_may_be_asked() -> None:

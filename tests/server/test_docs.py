@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -16,6 +17,8 @@ from server_wire import serving
 
 from rediff_model.chat_template import DEFAULT_QUESTION
 from server.api import openai_body, schemas
+from server.engine.model_runner import SamplerRunner
+from server.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,6 +38,14 @@ def server() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def open_server() -> Iterator[str]:
     with serving() as address:
+        yield f"http://{address}"
+
+
+@pytest.fixture(scope="module")
+def model_server() -> Iterator[str]:
+    """Of the embedded model: templates are filled in tokens of its own."""
+    config = Settings.read({"model": "embedded", "threads": 1}).engine()
+    with serving(lambda: SamplerRunner.load(config)) as address:
         yield f"http://{address}"
 
 
@@ -64,8 +75,15 @@ def run(kind: str, code: str, address: str, folder: Path) -> str:
     ("kind", "code"), EXAMPLES, ids=[f"{kind}-{n}" for n, (kind, _) in enumerate(EXAMPLES)]
 )
 def test_an_example_runs_as_written(
-    kind: str, code: str, open_server: str, server: str, tmp_path: Path
+    kind: str, code: str, open_server: str, server: str, model_server: str, tmp_path: Path
 ) -> None:
+    if "template=" in code:
+        answer = json.loads(run(kind, code, model_server, tmp_path))
+        colour = answer["holes"][1]
+        assert answer["caption"].startswith("A picture of ")
+        assert answer["caption"].endswith(f". The backdrop is {colour['text']}.")
+        assert colour["choices"].keys() == {"plain", "striped", "dotted"}
+        return
     keyed = "$KEY" in code
     output = run(kind, code, server if keyed else open_server, tmp_path)
     if keyed:

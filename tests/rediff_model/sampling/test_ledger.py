@@ -35,9 +35,11 @@ def captioned(
             forwards_B=np.array([number]),
             done_B=np.array([number == len(steps)]),
             broken_B=np.array([False]),
+            top_ids_BCK=np.zeros((1, 3, 0), dtype=np.int64),
+            top_chance_BCK=np.zeros((1, 3, 0)),
         )
         ledger = ledger.record(report := ledger.ended(report, [settings]))
-    return ledger.caption(0, settings, int(report.stop_B[0]), len(steps))
+    return ledger.caption(0, settings, None, int(report.stop_B[0]), len(steps))
 
 
 def test_a_cycle_ends_on_its_surest_canvas() -> None:

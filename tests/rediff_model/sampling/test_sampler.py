@@ -11,7 +11,15 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sampler_case import IDS, VOCABULARY, any_settings, assert_equal, model_of, prompt_of
+from sampler_case import (
+    IDS,
+    VOCABULARY,
+    any_settings,
+    assert_equal,
+    model_of,
+    prompt_of,
+    with_template,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rediff_model.runtime.cpu_decoder import LeanDecoder
@@ -25,7 +33,9 @@ if TYPE_CHECKING:
     from rediff_model.sampling.outputs import Generation
 
 requests = st.lists(
-    st.tuples(any_settings(), st.integers(1, 7), st.integers(0, 50)), min_size=1, max_size=4
+    st.tuples(any_settings() | with_template(), st.integers(1, 7), st.integers(0, 50)),
+    min_size=1,
+    max_size=4,
 )
 
 

@@ -211,8 +211,9 @@ async def test_logprobs_are_the_confidences(extra: dict[str, Any], stop: str | N
             assert "".join(one["token"] for one in found["content"]) == choice["message"]["content"]
             assert [one["token"] for one in found["content"]] == tokens
             for one in found["content"]:
-                alternatives = one.pop("top_logprobs")
-                assert alternatives == ([one] if top else [])
+                alternatives = [(a["token"].strip(), a["logprob"]) for a in one.pop("top_logprobs")]
+                own = (one["token"].strip(), pytest.approx(math.log(0.5)))
+                assert alternatives == ([own, ("wrong", pytest.approx(math.log(0.25)))] * bool(top))
                 assert one["logprob"] == pytest.approx(math.log(0.5))
                 assert bytes(one["bytes"]).decode() == one["token"]
             assert found["refusal"] is None
