@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from rediff_model.network.addresses import listen_host
 from rediff_model.network.keys import BYTE_ORDER_MARK, KeyTextError, clean_key
 from server.engine.config import EngineConfig
 
@@ -41,7 +42,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="REDIFF_", env_ignore_empty=True, frozen=True)
 
-    host: str = Field("127.0.0.1", min_length=1)
+    host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     model: str = Field(str(EMBEDDED), min_length=1)
     revision: str | None = None
@@ -91,6 +92,11 @@ class Settings(BaseSettings):
         if texts and not parts:
             raise ValueError("nothing but commas and white space")
         return parts
+
+    @field_validator("host")
+    @classmethod
+    def _is_host(cls, host: str) -> str:
+        return listen_host(host)
 
     @field_validator("prefix_refresh_interval", mode="before")
     @classmethod

@@ -35,6 +35,35 @@ def without_password(url: str) -> str:
     return _SECRET.sub("***@", url)
 
 
+def is_url(text: str) -> bool:
+    """True for a URL, also one that was taken for a path and lost a slash; not for C:/x."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text) is not None
+
+
+def listen_host(text: str) -> str:
+    """The host name or address to listen on, without white space and brackets around it.
+
+    Raises:
+        AddressError: the text is more than a host, or no host.
+    """
+    host = text.strip()
+    if host == "*":
+        raise AddressError("every address is 0.0.0.0, or :: for IPv6")
+    if "/" in host:
+        raise AddressError("a host has no scheme and no path, such as 127.0.0.1")
+    bracketed = re.fullmatch(r"\[([^\[\]]*)\](:.*)?", host)
+    bare = bracketed[1] if bracketed else host
+    port = bracketed[2] if bracketed else host.count(":") == 1
+    if port:
+        raise AddressError("the port belongs to --port")
+    if not bare or re.search(r"[\s\[\]]", bare):
+        raise AddressError("it must be a host name or an address, such as 127.0.0.1")
+    _check_name(bare)
+    if ":" in bare and _address(bare.partition("%")[0]) is None:
+        raise AddressError("it is no IPv6 address")
+    return bare
+
+
 def server_url(text: str) -> str:
     """The base URL of a server, without white space around it and without a slash at its end.
 
@@ -54,11 +83,7 @@ def server_url(text: str) -> str:
     if parts.query or parts.fragment or text.endswith(("?", "#")):
         raise AddressError("a base URL has no query (?) and no fragment (#)")
     host = parts.hostname or ""
-    try:
-        # The codec of the standard library, as of what looks the name up.
-        host.encode("idna")
-    except UnicodeError:
-        raise AddressError(f"{host!r} is no host name") from None
+    _check_name(host)
     authority = parts.netloc
     address = _address(host)
     if address is not None and address.is_unspecified:
@@ -91,6 +116,15 @@ def urlsplit_checked(url: str) -> SplitResult:
     if not parts.hostname:
         raise AddressError("the host is missing")
     return parts
+
+
+def _check_name(host: str) -> None:
+    """Raises AddressError for what cannot be looked up, such as an empty part between dots."""
+    try:
+        # The codec of the standard library, which also does so before a name is looked up.
+        host.encode("idna")
+    except UnicodeError:
+        raise AddressError("it is no host name") from None
 
 
 def _address(host: str) -> IPv4Address | IPv6Address | None:

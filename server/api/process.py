@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import logging
 import os
@@ -20,6 +21,7 @@ from server.api.app import create_app
 from server.api.half_close import HalfClosedProtocol
 from server.metrics import Metrics
 from server.service import Service
+from server.settings import BadSettings
 from server.tracing import Traces, TracingUnavailable
 
 if TYPE_CHECKING:
@@ -86,6 +88,7 @@ def run(settings: Settings, load: Callable[[], Runner]) -> None:
     """Serve until a signal; `load` makes the runner, in the engine's thread.
 
     Raises:
+        BadSettings: there is no such host.
         CannotServe: the address cannot be had, the model cannot be loaded, or traces are asked for
             without the packages for them.
     """
@@ -163,11 +166,12 @@ def listen(host: str, port: int) -> socket.socket:
     """A listening socket.
 
     Raises:
+        BadSettings: there is no such host, or it is another machine's.
         CannotServe: the address cannot be had.
     """
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.create_server(address[:2], family=family, backlog=2048)
+        listener = socket.create_server(address, family=family, backlog=2048)
         # asyncio sees the protocol 0 of such a socket and leaves Nagle's algorithm on, which holds
         # the end of an answer back for 40 ms; connections inherit this.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -177,4 +181,9 @@ def listen(host: str, port: int) -> socket.socket:
         return listener
     except OSError as error:
         reason = error.strerror or error
+        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+            known = (
+                os.strerror(errno.EADDRNOTAVAIL) if error.errno == errno.EADDRNOTAVAIL else reason
+            )
+            raise BadSettings(f"host: {known}, got {host!r}") from None
         raise CannotServe(f"cannot listen on {host} port {port}: {reason}") from None

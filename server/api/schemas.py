@@ -37,19 +37,20 @@ class SamplingOptions(BaseModel):
     refine: bool | None = Field(default=None, description="Revise revealed tokens, or freeze them.")
     refine_fraction: Fraction | None = Field(
         default=None,
-        description="Revise only this part, the most confident ones.",
+        description="Fraction of revealed tokens eligible for revision, the most confident first.",
     )
     refine_start: Fraction | None = Field(
         default=None, description="Revise only in this last part of the steps."
     )
     reveal_threshold: Fraction | None = Field(
-        default=None, description="Reveal besides whatever is more confident than this."
+        default=None, description="Also unmask every position whose confidence exceeds this."
     )
     edit_threshold: Fraction | None = Field(
-        default=None, description="Revise only by what is more confident than this."
+        default=None, description="Accept a revision only above this confidence."
     )
     end_threshold: Fraction | None = Field(
-        default=None, description="Reveal besides every end of text more confident than this."
+        default=None,
+        description="Also unmask every predicted end of text whose confidence exceeds this.",
     )
     extra_refine_steps: int | None = Field(
         default=None, ge=0, le=2**31 - 1, description="Steps at most after the last mask."

@@ -5,8 +5,6 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final
 
-import typer
-
 from rediff_model.files.atomic import is_direct
 from rediff_model.files.lock import Locked
 from server.bulk.item import BulkError
@@ -20,6 +18,7 @@ from server.bulk.shards import Shards, holds_any
 from server.bulk.sidecars import Sidecars
 from server.bulk.tables import Table, journal_of
 from server.offline import image_limits
+from server.terminal import echo
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -185,7 +184,7 @@ def _output(
 ) -> Output:
     doubt, doubtful, anew = Doubt(options.min_confidence), options.doubtful_out, options.overwrite
     if not options.writes:
-        return Printed(typer.echo, alone=len(options.files) == 1, as_json=as_json)
+        return Printed(echo, alone=len(options.files) == 1, as_json=as_json)
     if options.format == "txt":
         return Sidecars(options.out, doubtful, doubt, overwrite=anew)
     assert options.out is not None
@@ -226,4 +225,4 @@ def _summary(tally: Tally, seconds: float, options: BulkOptions) -> str:
 
 
 def _say(line: str) -> None:
-    typer.echo(f"rediff: {line}", err=True)
+    echo(f"rediff: {line}", err=True)

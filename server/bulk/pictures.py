@@ -6,6 +6,7 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rediff_model.network.addresses import is_url
 from server.images.decode import ImageError, ImageLimits, decode_image
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ def read(item: Item, most_bytes: int) -> bytes:
         try:
             content = _read(item, most_bytes)
         except OSError as error:
+            if is_url(item.source):
+                raise PictureError("it is a URL: download it first") from None
             raise PictureError(error.strerror or type(error).__name__) from None
         except ValueError as error:
             raise PictureError(str(error)) from None

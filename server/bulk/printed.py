@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import codecs
-import json
-import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from server.bulk.names import one_line, utf8
+from server.terminal import json_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,9 +49,3 @@ class Printed:
 
     def close(self) -> None:
         """Nothing is open."""
-
-
-def json_line(row: dict[str, Any]) -> str:
-    """The row as JSON that standard output can hold: escaped where that is not Unicode."""
-    unicode = codecs.lookup(sys.stdout.encoding or "utf-8").name.startswith("utf")
-    return json.dumps(row, ensure_ascii=not unicode)

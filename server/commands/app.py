@@ -15,26 +15,26 @@ from typer.exceptions import TyperException
 
 from server import __version__
 from server.commands.caption import caption
+from server.commands.command import Command, OutputClosedError
 from server.commands.data import data
 from server.commands.evaluate import evaluate, experiment
-from server.commands.options import CommandError
+from server.commands.options import PREFIX, CommandError, variable_of
 from server.commands.serve import serve
 from server.commands.tools import bench, doctor
 from server.commands.train import train
+from server.terminal import echo
 
 app = typer.Typer(
     help="Captions from a refining masked-diffusion model.",
     add_completion=False,
+    pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 app.add_typer(data, name="data")
 app.add_typer(train, name="train")
 app.add_typer(bench, name="bench")
-app.command()(caption)
-app.command()(evaluate)
-app.command()(experiment)
-app.command()(doctor)
-app.command()(serve)
+for _command in (caption, evaluate, experiment, doctor, serve):
+    app.command(cls=Command)(_command)
 
 
 def run() -> int:
@@ -45,17 +45,18 @@ def run() -> int:
     try:
         status = app(prog_name="rediff", standalone_mode=False)
     except TyperException as error:
-        typer.echo(f"rediff: {error.format_message()}", err=True)
+        echo(f"rediff: {error.format_message()}", err=True)
         status = getattr(error, "exit_code", 2)
     except CommandError as error:
-        typer.echo(f"rediff: {error}", err=True)
-        status = 1
+        echo(f"rediff: {error}", err=True)
+        status = error.status
+    except OutputClosedError:
+        status = 0
     return status if isinstance(status, int) else 0
 
 
-PREFIX = "REDIFF_"
-ELSEWHERE = {"REDIFF_API_KEY", "REDIFF_GOLDENS"}
-"""Variables that no option has."""
+ELSEWHERE = {f"{PREFIX}{name}" for name in ("API_KEY", "CHROMIUM", "GOLDENS", "PUBLISH")}
+"""Variables that no option has: of `rediff caption`, of the tests and of compose."""
 SERVICE = re.compile("REDIFF_.*(SERVICE|PORT)_")
 """What Kubernetes sets for a service of this name."""
 
@@ -71,16 +72,14 @@ def mistyped(environment: Mapping[str, str]) -> Iterator[str]:
 
 
 def _variables(command: Any) -> Iterator[str]:
-    for option in command.params:
-        names = option.envvar or ()
-        yield from [names] if isinstance(names, str) else names
+    yield from filter(None, map(variable_of, command.params))
     for inner in getattr(command, "commands", {}).values():
         yield from _variables(inner)
 
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"rediff-serve {__version__}")
+        echo(f"rediff-serve {__version__}")
         raise typer.Exit
 
 
@@ -88,9 +87,9 @@ def _show_version(wanted: bool) -> None:
 def options(
     version: Annotated[
         bool,
-        typer.Option("--version", is_eager=True, callback=_show_version, help="Show it."),
+        typer.Option("--version", is_eager=True, callback=_show_version, help="Print the version."),
     ] = False,
 ) -> None:
     """Captions from a refining masked-diffusion model."""
     for line in mistyped(os.environ):
-        typer.echo(f"rediff: {line}", err=True)
+        echo(f"rediff: {line}", err=True)

@@ -3,11 +3,12 @@
 # Annotations are not postponed here: typer reads them at run time.
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from server.commands.options import (
+    BATCHING,
     CommandError,
     Device,
     Dtype,
@@ -18,9 +19,12 @@ from server.commands.options import (
     Model,
     Revision,
     Threads,
+    UsageError,
     load_runner,
+    option,
     read_settings,
 )
+from server.terminal import echo, json_line
 
 if TYPE_CHECKING:
     from server.bulk.options import BulkOptions
@@ -28,27 +32,12 @@ if TYPE_CHECKING:
     from server.settings import Settings
 
 
-def _option(name: str, help_text: str, default: str | None = None, metavar: str = "") -> Any:
-    """An option with its variable; `default` is told where the command knows none."""
-    return typer.Option(
-        f"--{name}",
-        envvar=f"REDIFF_{name.upper().replace('-', '_')}",
-        help=help_text,
-        show_default=default or True,
-        metavar=metavar or None,
-    )
-
-
-def _switch(name: str, help_text: str) -> Any:
-    """An option without a value."""
-    return typer.Option(
-        f"--{name}", envvar=f"REDIFF_{name.upper().replace('-', '_')}", help=help_text
-    )
-
-
 Text = str | None
 Number = int | None
 Part = float | None
+
+_IN, _OUT, _WORDS, _SAMPLING = "Inputs", "Outputs", "Prompt and wording", "Sampling"
+_SERVER, _RAY = "Captions from a server", "Captions from a Ray cluster"
 
 
 def caption(
@@ -56,73 +45,180 @@ def caption(
         list[Path] | None,
         typer.Argument(
             help="JPEG, PNG, WEBP, GIF, BMP, TIFF or AVIF files, folders of them, webdataset "
-            "shards (.tar), parquet.",
+            "shards (.tar), or parquet files.",
             metavar="[FILE]...",
             # What cannot be read is a failure of its own, and stops nothing.
             readable=False,
         ),
     ] = None,
     lists: Annotated[
-        list[Path] | None, _option("list", "A file with a path a line; may be repeated.")
+        list[Path] | None, option(_IN, "--list", "Text file with a path a line; may be repeated.")
     ] = None,
-    recursive: Annotated[bool, _switch("recursive", "Folders below a folder as well.")] = False,
+    recursive: Annotated[
+        bool, option(_IN, "--recursive", "Read the folders below a folder too.")
+    ] = False,
     globs: Annotated[
-        list[str] | None, _option("glob", "Which files of a folder; may be repeated.", "pictures")
+        list[str] | None,
+        option(
+            _IN, "--glob", "Pattern of file names in folders; may be repeated.", "image suffixes"
+        ),
     ] = None,
     naming: Annotated[
-        Text, _option("id", "Of a file: its path below the folder, name or stem.", "path")
+        Text,
+        option(_IN, "--id", "Id of an image file: path (below its folder), name or stem.", "path"),
     ] = None,
-    image_column: Annotated[Text, _option("image-column", "Of parquet.", "image")] = None,
-    id_column: Annotated[Text, _option("id-column", "Of parquet.", "row number")] = None,
+    image_column: Annotated[
+        Text, option(_IN, "--image-column", "Parquet column with image bytes.", "image")
+    ] = None,
+    id_column: Annotated[
+        Text, option(_IN, "--id-column", "Parquet column with ids.", "row number")
+    ] = None,
     out: Annotated[
-        Path | None, _option("out", "File or folder to write.", "beside the pictures")
+        Path | None,
+        option(_OUT, "--out", "File or folder for the captions.", "beside the images"),
     ] = None,
     output_format: Annotated[
         Text,
-        _option("format", "txt, jsonl, json, csv, parquet or webdataset.", "by --out, else txt"),
-    ] = None,
-    shard_size: Annotated[Number, _option("shard-size", "Pictures a shard.", "1000")] = None,
-    min_confidence: Annotated[
-        Part, _option("min-confidence", "Captions below it go to the second output.", "0")
-    ] = None,
-    doubtful: Annotated[
-        Path | None, _option("doubtful", "The second output.", ".doubtful beside --out")
-    ] = None,
-    report: Annotated[
-        Path | None, _option("report", "JSON lines of what has no caption, and why.", "stderr")
-    ] = None,
-    strict: Annotated[bool, _switch("strict", "Status 1 if a picture has no caption.")] = False,
-    overwrite: Annotated[bool, _switch("overwrite", "Replace what is there.")] = False,
-    resume: Annotated[bool, _switch("resume", "Go on with what a stopped run wrote.")] = False,
-    progress: Annotated[
-        bool | None,
-        typer.Option(
-            "--progress/--no-progress",
-            envvar="REDIFF_PROGRESS",
-            help="Draw a bar.",
-            show_default="on a terminal",
+        option(
+            _OUT,
+            "--format",
+            "txt, jsonl, json, csv, parquet or webdataset.",
+            "from --out, else txt",
         ),
     ] = None,
-    workers: Annotated[
-        Number, _option("workers", "Processes that decode.", "processors but one, up to 8")
+    shard_size: Annotated[
+        Number, option(_OUT, "--shard-size", "Images per webdataset shard.", 1000)
     ] = None,
-    base_url: Annotated[
-        Text, _option("base-url", "A running server; its key in REDIFF_API_KEY.", "none")
+    min_confidence: Annotated[
+        Part,
+        option(
+            _OUT, "--min-confidence", "Write captions below this confidence to --doubtful.", 0.0
+        ),
     ] = None,
-    concurrency: Annotated[
-        Number, _option("concurrency", "Requests to it at a time.", "16")
+    doubtful: Annotated[
+        Path | None,
+        option(
+            _OUT, "--doubtful", "File or folder for doubtful captions.", ".doubtful beside --out"
+        ),
     ] = None,
-    retries: Annotated[
-        Number, _option("retries", "Attempts after the first, for each picture.", "8")
+    report: Annotated[
+        Path | None,
+        option(_OUT, "--report", "JSON lines file for images without a caption.", "stderr"),
     ] = None,
-    ray: Annotated[
-        bool, _switch("ray", "Engines on a Ray cluster. Needs --out; reads no parquet.")
+    strict: Annotated[
+        bool, option(_OUT, "--strict", "Exit with 1 if an image has no caption.")
     ] = False,
-    ray_engines: Annotated[
-        Number, _option("ray-engines", "How many, one a GPU.", "the cluster's GPUs, or 1")
+    overwrite: Annotated[bool, option(_OUT, "--overwrite", "Replace existing captions.")] = False,
+    resume: Annotated[bool, option(_OUT, "--resume", "Resume a run that was stopped.")] = False,
+    as_json: Annotated[
+        bool, option(_OUT, "--json", "Print a JSON object per file, for captions that are printed.")
+    ] = False,
+    progress: Annotated[
+        bool | None,
+        option(_OUT, "--progress/--no-progress", "Show a progress bar.", "on a terminal"),
     ] = None,
-    ray_group: Annotated[
-        Number, _option("ray-group", "Pictures handed to an engine at a time.", "64")
+    prompt: Annotated[
+        Text, option(_WORDS, "--prompt", "Prompt for every image.", "the default prompt")
+    ] = None,
+    prompt_file: Annotated[
+        Path | None, option(_WORDS, "--prompt-file", "Text file with the prompt.")
+    ] = None,
+    prepend: Annotated[Text, option(_WORDS, "--prepend", "Text before every caption.")] = None,
+    append: Annotated[Text, option(_WORDS, "--append", "Text after every caption.")] = None,
+    trigger: Annotated[
+        Text, option(_WORDS, "--trigger", "Words before everything, with a comma after them.")
+    ] = None,
+    drop_incomplete_sentence: Annotated[
+        bool,
+        option(
+            _WORDS,
+            "--drop-incomplete-sentence",
+            "End a caption that was cut off at its last full sentence.",
+        ),
+    ] = False,
+    preset: Annotated[
+        Text,
+        option(_SAMPLING, "--preset", "rediff, mask, adaptive or careful.", "the model's"),
+    ] = None,
+    max_new_tokens: Annotated[
+        Number,
+        option(
+            _SAMPLING, "--max-new-tokens", "Tokens of a caption, up to the model's.", "the model's"
+        ),
+    ] = None,
+    canvas_length: Annotated[
+        Number, option(_SAMPLING, "--canvas-length", "Tokens of the canvas.", "the model's")
+    ] = None,
+    block_length: Annotated[
+        Number, option(_SAMPLING, "--block-length", "Tokens denoised together.", "the model's")
+    ] = None,
+    tokens_per_step: Annotated[
+        Number,
+        option(_SAMPLING, "--tokens-per-step", "Tokens unmasked per step.", "from --preset"),
+    ] = None,
+    steps: Annotated[
+        Number, option(_SAMPLING, "--steps", "Number of steps, instead of --tokens-per-step.")
+    ] = None,
+    refine: Annotated[
+        bool | None,
+        option(
+            _SAMPLING, "--refine/--no-refine", "Revise unmasked tokens, or keep them as they are."
+        ),
+    ] = None,
+    refine_fraction: Annotated[
+        Part,
+        option(
+            _SAMPLING,
+            "--refine-fraction",
+            "Fraction of revealed tokens eligible for revision, the most confident first.",
+        ),
+    ] = None,
+    refine_start: Annotated[
+        Part,
+        option(_SAMPLING, "--refine-start", "Revise only in this last fraction of the steps."),
+    ] = None,
+    reveal_threshold: Annotated[
+        Part,
+        option(
+            _SAMPLING,
+            "--reveal-threshold",
+            "Also unmask every position whose confidence exceeds this.",
+        ),
+    ] = None,
+    edit_threshold: Annotated[
+        Part, option(_SAMPLING, "--edit-threshold", "Accept a revision only above this confidence.")
+    ] = None,
+    end_threshold: Annotated[
+        Part,
+        option(
+            _SAMPLING,
+            "--end-threshold",
+            "Also unmask every predicted end of text whose confidence exceeds this.",
+        ),
+    ] = None,
+    extra_refine_steps: Annotated[
+        Number,
+        option(
+            _SAMPLING,
+            "--extra-refine-steps",
+            "Steps at most that only revise, after the last mask.",
+            "the model's",
+        ),
+    ] = None,
+    temperature: Annotated[
+        Part, option(_SAMPLING, "--temperature", "Sampling temperature; 0 is greedy.", 0.0)
+    ] = None,
+    seed: Annotated[Number, option(_SAMPLING, "--seed", "Random seed; -1 draws a new one.")] = None,
+    cfg_scale: Annotated[
+        Part, option(_SAMPLING, "--cfg-scale", "Scale of classifier-free guidance.", 0.0)
+    ] = None,
+    remasking: Annotated[
+        Text,
+        option(
+            _SAMPLING,
+            "--remasking",
+            "Unmask the most confident positions first (low_confidence), or random ones.",
+        ),
     ] = None,
     model: Model = None,
     revision: Revision = None,
@@ -130,73 +226,48 @@ def caption(
     dtype: Dtype = None,
     threads: Threads = None,
     max_batch: MaxBatch = None,
+    workers: Annotated[
+        Number,
+        option(
+            BATCHING, "--workers", "Processes that decode images.", "processors but one, up to 8"
+        ),
+    ] = None,
     max_image_bytes: MaxImageBytes = None,
     max_image_pixels: MaxImagePixels = None,
     max_image_side: MaxImageSide = None,
-    prompt: Annotated[Text, _option("prompt", "The question.")] = None,
-    prompt_file: Annotated[Path | None, _option("prompt-file", "The same, from a file.")] = None,
-    prepend: Annotated[Text, _option("prepend", "Text before every caption.")] = None,
-    append: Annotated[Text, _option("append", "Text behind every caption.")] = None,
-    trigger: Annotated[Text, _option("trigger", "Words before all, with a comma.")] = None,
-    drop_incomplete_sentence: Annotated[
-        bool,
-        _switch(
-            "drop-incomplete-sentence",
-            "End a caption that was cut off at its last full sentence.",
+    base_url: Annotated[
+        Text,
+        option(
+            _SERVER,
+            "--base-url",
+            "Address of a running server; its API key in REDIFF_API_KEY.",
+            "none",
+            metavar="URL",
         ),
+    ] = None,
+    concurrency: Annotated[
+        Number, option(_SERVER, "--concurrency", "Simultaneous requests.", 16)
+    ] = None,
+    retries: Annotated[
+        Number, option(_SERVER, "--retries", "Retries of a request that failed.", 8)
+    ] = None,
+    ray: Annotated[
+        bool, option(_RAY, "--ray", "Use a Ray cluster. Needs --out; reads no parquet.")
     ] = False,
-    preset: Annotated[
-        Text, _option("preset", "rediff, mask, adaptive or careful.", "the model's")
+    ray_engines: Annotated[
+        Number,
+        option(_RAY, "--ray-engines", "Engines, one per GPU.", "the cluster's GPUs, or 1"),
     ] = None,
-    max_new_tokens: Annotated[
-        Number, _option("max-new-tokens", "Most tokens, up to the model's.", "the model's")
+    ray_group: Annotated[
+        Number, option(_RAY, "--ray-group", "Images per task of an engine.", 64)
     ] = None,
-    canvas_length: Annotated[
-        Number, _option("canvas-length", "Tokens of the canvas.", "the model's")
-    ] = None,
-    block_length: Annotated[
-        Number, _option("block-length", "Tokens denoised together.", "the model's")
-    ] = None,
-    tokens_per_step: Annotated[
-        Number, _option("tokens-per-step", "Tokens revealed a step.", "by --preset")
-    ] = None,
-    steps: Annotated[Number, _option("steps", "Steps, for --tokens-per-step.")] = None,
-    refine: Annotated[
-        bool | None,
-        typer.Option(
-            "--refine/--no-refine", envvar="REDIFF_REFINE", help="Revise revealed tokens."
-        ),
-    ] = None,
-    refine_fraction: Annotated[
-        Part, _option("refine-fraction", "Only this part, the most confident.")
-    ] = None,
-    refine_start: Annotated[
-        Part, _option("refine-start", "Only in this last part of the steps.")
-    ] = None,
-    reveal_threshold: Annotated[
-        Part, _option("reveal-threshold", "Reveal besides what is more confident.")
-    ] = None,
-    edit_threshold: Annotated[
-        Part, _option("edit-threshold", "Revise only by what is more confident.")
-    ] = None,
-    end_threshold: Annotated[
-        Part, _option("end-threshold", "Reveal besides every end more confident.")
-    ] = None,
-    extra_refine_steps: Annotated[
-        Number, _option("extra-refine-steps", "Most steps after the last mask.", "the model's")
-    ] = None,
-    temperature: Annotated[Part, _option("temperature", "0 is greedy.", "0")] = None,
-    seed: Annotated[Number, _option("seed", "Repeats chance.")] = None,
-    cfg_scale: Annotated[Part, _option("cfg-scale", "Guidance away from no prompt.", "0")] = None,
-    remasking: Annotated[Text, _option("remasking", "low_confidence or random.")] = None,
-    as_json: Annotated[bool, _switch("json", "Print one JSON object a file.")] = False,
 ) -> None:
-    """Caption pictures here, with the server that --base-url names, or on a cluster with --ray.
+    """Caption images, here, with a server or on a Ray cluster.
 
-    Files alone are printed: of one the caption, of several `FILE: caption`; one that cannot be
-    read is told on stderr, and the exit status is 1. With folders, lists, shards, --out or
-    --format captions are written: by default a .txt beside each picture, those that are there
-    already skipped. See docs/datasets.md.
+    Captions of files are printed: of one file the caption, of several files lines of `FILE:
+    caption`. A file that cannot be read is reported on stderr, and the exit status is 1. Captions
+    are written instead if there are folders, lists or shards, or with --out or --format: by default
+    to a .txt file beside each image, skipping images that have one. See docs/datasets.md.
     """
     given = {name: value for name, value in locals().items() if value is not None}
     settings = read_settings(given)
@@ -208,6 +279,9 @@ def caption(
     try:
         options = BulkOptions.read(given)
         order = Order.read(settings, given, _question(prompt, prompt_file))
+    except (BulkError, CannotCaption) as error:
+        raise UsageError(str(error)) from None
+    try:
         if options.writes or options.base_url is not None:
             key = _key()
             status = run(
@@ -227,7 +301,7 @@ def _key() -> str | None:
     try:
         return clean_key(os.environ.get("REDIFF_API_KEY", "")) or None
     except KeyTextError as error:
-        raise CommandError(f"REDIFF_API_KEY: {error}") from None
+        raise UsageError(f"REDIFF_API_KEY: {error}") from None
 
 
 def _question(prompt: str | None, prompt_file: Path | None) -> str | None:
@@ -235,7 +309,7 @@ def _question(prompt: str | None, prompt_file: Path | None) -> str | None:
     if prompt_file is None:
         return prompt
     if prompt is not None:
-        raise CommandError("--prompt and --prompt-file are the same: give one")
+        raise UsageError("--prompt and --prompt-file are the same: give one")
     try:
         return prompt_file.read_text(encoding="utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
@@ -246,12 +320,11 @@ def _question(prompt: str | None, prompt_file: Path | None) -> str | None:
 def _print(options: "BulkOptions", settings: "Settings", order: "Order", *, as_json: bool) -> int:
     """Captions of a few files on standard output; the exit status."""
     from server.bulk.names import one_line, utf8
-    from server.bulk.printed import json_line
     from server.offline import Captions
 
     captions = Captions.open(lambda: load_runner(settings), settings, order)
     for warning in captions.fitted.warnings:
-        typer.echo(f"rediff: {warning}", err=True)
+        echo(f"rediff: {warning}", err=True)
     warned = {"warnings": captions.fitted.warnings} if captions.fitted.warnings else {}
     failed = False
     for result in captions.of(options.files):
@@ -262,10 +335,10 @@ def _print(options: "BulkOptions", settings: "Settings", order: "Order", *, as_j
             row = result.row() | {"file": utf8(str(result.path))}
             if result.generation is not None:
                 row |= {"caption": text, **warned}
-            typer.echo(json_line(row))
+            echo(json_line(row))
         elif result.generation is None:
-            typer.echo(f"rediff: {one_line(str(result.path))}: {result.error}", err=True)
+            echo(f"rediff: {one_line(str(result.path))}: {result.error}", err=True)
         else:
             name = one_line(str(result.path))
-            typer.echo(text if len(options.files) == 1 else f"{name}: {text}")
+            echo(text if len(options.files) == 1 else f"{name}: {text}")
     return int(failed)

@@ -3,23 +3,40 @@
 # Annotations are not postponed here: typer reads them at run time.
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
-from server.commands.options import CommandError, Model, Revision, extra, read_settings
+from server.commands.command import Command
+from server.commands.options import (
+    CommandError,
+    Model,
+    Revision,
+    Split,
+    extra,
+    option,
+    read_settings,
+)
+from server.terminal import echo
 
 data = typer.Typer(help="Make data sets.", rich_markup_mode=None)
 
+_DATA = "Data"
 
-@data.command()
+
+@data.command(cls=Command)
 def scenes(
-    n: Annotated[int, typer.Option("--n", envvar="REDIFF_N", help="How many scenes.", min=1)],
-    out: Annotated[Path, typer.Option(envvar="REDIFF_OUT", help="Folder to write to.")],
-    split: Annotated[str, typer.Option(envvar="REDIFF_SPLIT", help="Which scenes.")] = "test",
-    seed: Annotated[int, typer.Option(envvar="REDIFF_SEED", help="Draws the scenes.", min=0)] = 0,
+    n: Annotated[int, option(_DATA, "--n", "Number of scenes.", command="scenes", least=1)],
+    out: Annotated[Path, option(_DATA, "--out", "Folder to write.", command="scenes")],
+    split: Annotated[
+        Split,
+        option(
+            _DATA, "--split", ", ".join(get_args(Split)) + ".", command="scenes", metavar="SPLIT"
+        ),
+    ] = "test",
+    seed: Annotated[int, option(_DATA, "--seed", "Random seed.", command="scenes", least=0)] = 0,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", envvar="REDIFF_OVERWRITE", help="Replace older scenes.")
+        bool, option(_DATA, "--overwrite", "Replace existing scenes.", command="scenes")
     ] = False,
 ) -> None:
     """Write sticker scenes: PNG pictures and annotations.jsonl."""
@@ -34,21 +51,28 @@ def scenes(
         raise CommandError(str(error)) from None
 
 
-@data.command()
+@data.command(cls=Command)
 def vicrit(
     file: Annotated[Path, typer.Argument(help="ViCrit rows, .json or .jsonl.")],
-    out: Annotated[Path, typer.Option(envvar="REDIFF_OUT", help="Rows to write, .jsonl.")],
+    out: Annotated[Path, option(_DATA, "--out", "File for the rows, .jsonl.", command="vicrit")],
     model: Annotated[
-        str, typer.Option(envvar="REDIFF_MODEL", help="Checkpoint whose tokenizer counts.")
+        str, option(_DATA, "--model", "Checkpoint of the tokenizer.", command="vicrit")
     ],
     revision: Revision = None,
     question: Annotated[
-        str | None, typer.Option(envvar="REDIFF_QUESTION", help="What is asked of every picture.")
+        str | None,
+        option(
+            _DATA,
+            "--question",
+            "Prompt of every row.",
+            "the default prompt",
+            command="vicrit",
+        ),
     ] = None,
 ) -> None:
     """Turn ViCrit pairs into rows with one correction of equal token count each.
 
-    What is left out is told on stderr, with file and line.
+    Rows that are left out are reported on stderr, with file and line.
     """
     from tokenizers import Tokenizer
 
@@ -69,20 +93,27 @@ def vicrit(
     except Exception as error:  # The tokenizer's library raises nothing more specific.
         raise CommandError(" ".join(str(error).split())) from None
     for problem in report.problems:
-        typer.echo(str(problem), err=True)
-    typer.echo(f"{count} rows; left out: {report.summary()}")
+        echo(str(problem), err=True)
+    echo(f"{count} rows; left out: {report.summary()}")
 
 
-@data.command()
+@data.command(cls=Command)
 def errors(
     drafts: Annotated[Path, typer.Argument(help="drafts.jsonl of a round of Stage II on scenes.")],
-    out: Annotated[Path, typer.Option(envvar="REDIFF_OUT", help="Folder for table and plot.")],
+    out: Annotated[Path, option(_DATA, "--out", "Folder for table and plot.", command="errors")],
     config: Annotated[
-        Path, typer.Option(envvar="REDIFF_CONFIG", help="Stage I to compare with; its last phase.")
+        Path,
+        option(
+            _DATA,
+            "--config",
+            "Stage I configuration; its last phase is compared with.",
+            command="errors",
+        ),
     ],
     model: Model = None,
     seed: Annotated[
-        int, typer.Option(envvar="REDIFF_SEED", help="Draws the synthetic.", min=0)
+        int,
+        option(_DATA, "--seed", "Random seed of the synthetic errors.", command="errors", least=0),
     ] = 0,
 ) -> None:
     """Compare the errors of drafts with those that Stage I trains on."""
@@ -102,7 +133,7 @@ def errors(
         write(rows, out)
     except (TrainConfigError, RecordError, ValueError, OSError) as error:
         raise CommandError(str(error)) from None
-    typer.echo(as_text(rows))
+    echo(as_text(rows))
 
 
 def _check_folder(folder: Path, *, overwrite: bool) -> None:

@@ -4,7 +4,7 @@
 import json
 from itertools import product
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -16,10 +16,31 @@ from server.commands.options import (
     Dtype,
     Model,
     Revision,
+    Split,
     Threads,
+    UsageError,
     extra,
+    option,
     read_settings,
 )
+from server.terminal import echo
+
+
+def _scenes(
+    flag: str,
+    help_text: str,
+    metavar: str | None = None,
+    *,
+    default: str | None = None,
+    least: int | None = None,
+) -> Any:
+    return option(
+        "Scenes", flag, help_text, default, command="evaluate", metavar=metavar, least=least
+    )
+
+
+def _sampling(flag: str, help_text: str, default: str | None = None) -> Any:
+    return option("Sampling", flag, help_text, default, command="evaluate")
 
 
 def evaluate(
@@ -28,68 +49,78 @@ def evaluate(
     device: Device = None,
     dtype: Dtype = None,
     threads: Threads = None,
-    split: Annotated[str, typer.Option(envvar="REDIFF_SPLIT", help="Which scenes.")] = "test",
-    seed: Annotated[int, typer.Option(envvar="REDIFF_SEED", help="Draws the scenes.")] = 0,
-    n: Annotated[int, typer.Option("--n", envvar="REDIFF_N", help="How many scenes.")] = 200,
+    split: Annotated[Split, _scenes("--split", ", ".join(get_args(Split)) + ".", "SPLIT")] = "test",
+    seed: Annotated[int, _scenes("--seed", "Random seed of the scenes.", least=0)] = 0,
+    n: Annotated[int, _scenes("--n", "Number of scenes.", least=1)] = 200,
+    atlas: Annotated[
+        Path | None, _scenes("--atlas", "Sticker atlas to render.", default="the package's")
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        _scenes(
+            "--prompts",
+            "Text file with a prompt a line; scene after scene takes the next.",
+            default="the default prompt",
+        ),
+    ] = None,
     preset: Annotated[
         str | None,
-        typer.Option(envvar="REDIFF_PRESET", help="As of a request.", show_default="the model's"),
+        _sampling("--preset", "rediff, mask, adaptive or careful.", "the model's"),
     ] = None,
     tokens_per_step: Annotated[
         str | None,
-        typer.Option(
-            envvar="REDIFF_TOKENS_PER_STEP", help="Comma-separated.", show_default="by --preset"
+        _sampling(
+            "--tokens-per-step", "Tokens unmasked per step; several with commas.", "from --preset"
         ),
     ] = None,
     refine: Annotated[
         str | None,
-        typer.Option(envvar="REDIFF_REFINE", help="on, off or both.", show_default="by --preset"),
+        _sampling(
+            "--refine", "Revise unmasked tokens: on, off, or both for comparison.", "from --preset"
+        ),
     ] = None,
     reveal_threshold: Annotated[
         float | None,
-        typer.Option(envvar="REDIFF_REVEAL_THRESHOLD", help="Reveal besides what is surer."),
+        _sampling(
+            "--reveal-threshold", "Also unmask every position whose confidence exceeds this."
+        ),
     ] = None,
     end_threshold: Annotated[
         float | None,
-        typer.Option(envvar="REDIFF_END_THRESHOLD", help="Reveal besides every end that is surer."),
+        _sampling(
+            "--end-threshold",
+            "Also unmask every predicted end of text whose confidence exceeds this.",
+        ),
     ] = None,
     block_length: Annotated[
-        int | None, typer.Option(envvar="REDIFF_BLOCK_LENGTH", help="Tokens denoised together.")
+        int | None, _sampling("--block-length", "Tokens denoised together.", "the model's")
     ] = None,
     extra_refine_steps: Annotated[
         int | None,
-        typer.Option(envvar="REDIFF_EXTRA_REFINE_STEPS", help="Most steps after the last mask."),
-    ] = None,
-    atlas: Annotated[
-        Path | None, typer.Option(envvar="REDIFF_ATLAS", help="Pictures of another vendor.")
-    ] = None,
-    prompts: Annotated[
-        Path | None,
-        typer.Option(
-            envvar="REDIFF_PROMPTS",
-            help="File with a prompt a line, which the scenes are asked in turn.",
-            show_default="the default prompt",
+        _sampling(
+            "--extra-refine-steps",
+            "Steps at most that only revise, after the last mask.",
+            "the model's",
         ),
     ] = None,
     json_file: Annotated[
-        Path | None, typer.Option("--json", envvar="REDIFF_JSON", help="File for the figures.")
+        Path | None, option("Outputs", "--json", "JSON file for the scores.", command="evaluate")
     ] = None,
     captions: Annotated[
-        Path | None, typer.Option(envvar="REDIFF_CAPTIONS", help="File for every caption.")
+        Path | None,
+        option("Outputs", "--captions", "JSON lines file for the captions.", command="evaluate"),
     ] = None,
 ) -> None:
-    """Caption unseen sticker scenes and score them with the exact evaluator."""
+    """Score captions of unseen sticker scenes with the exact evaluator."""
     settings = read_settings(dict(locals()))
     kinds = {None: (None,), "on": (True,), "off": (False,), "both": (False, True)}
     if refine not in kinds:
-        raise CommandError(f"--refine must be on, off or both, got {refine!r}")
-    if seed < 0:
-        raise CommandError(f"--seed must be 0 or more, got {seed}")
+        raise UsageError(f"--refine must be on, off or both, got {refine!r}")
     if preset is not None and preset not in PRESETS:
-        raise CommandError(f"--preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+        raise UsageError(f"--preset must be one of {', '.join(PRESETS)}, got {preset!r}")
     sizes: list[str | None] = [None] if tokens_per_step is None else [*tokens_per_step.split(",")]
     if not all(size is None or (size.strip().isdecimal() and int(size) > 0) for size in sizes):
-        raise CommandError(f"--tokens-per-step must list positive numbers, got {tokens_per_step!r}")
+        raise UsageError(f"--tokens-per-step must list positive numbers, got {tokens_per_step!r}")
     given = {
         "preset": preset,
         "reveal_threshold": reveal_threshold,
@@ -116,7 +147,7 @@ def evaluate(
         rows, scenes = evaluate_split(
             captioner, split, seed, n, Atlas.load(atlas), ways, questions=questions
         )
-        typer.echo(table(rows))
+        echo(table(rows))
         if json_file is not None:
             figures = {
                 "split": split,
@@ -140,29 +171,52 @@ def _lines(file: Path) -> tuple[str, ...]:
     except (OSError, UnicodeDecodeError) as error:
         raise CommandError(f"--prompts {file} cannot be read: {error}") from None
     if not (filled := tuple(line for line in lines if line.strip())):
-        raise CommandError(f"--prompts {file} holds no prompt")
+        raise UsageError(f"--prompts {file} holds no prompt")
     return filled
 
 
 def experiment(
-    name: Annotated[str, typer.Argument(help="Which one; `all` for every one of them.")],
+    name: Annotated[
+        str, typer.Argument(help="Name of the experiment; `all` for every one.", metavar="NAME")
+    ],
     size: Annotated[
         str,
-        typer.Option(envvar="REDIFF_SIZE", help="small, losses, shipped, tiny, or a YAML file."),
+        option(
+            "Experiment",
+            "--size",
+            "small, losses, shipped, tiny, or a YAML file.",
+            command="experiment",
+        ),
     ] = "small",
     out: Annotated[
-        Path, typer.Option(envvar="REDIFF_OUT", help="Folder of branches, figures and plots.")
+        Path,
+        option(
+            "Experiment",
+            "--out",
+            "Folder for branches, scores and plots.",
+            command="experiment",
+        ),
     ] = Path("runs/experiments"),
     evaluation_scenes: Annotated[
-        int | None, typer.Option("--n", envvar="REDIFF_N", help="Scenes of each evaluation seed.")
+        int | None,
+        option(
+            "Experiment",
+            "--n",
+            "Scenes of each evaluation seed.",
+            "from --size",
+            command="experiment",
+            metavar="INTEGER",
+        ),
     ] = None,
     page: Annotated[
-        Path | None, typer.Option(envvar="REDIFF_PAGE", help="Markdown page to write as well.")
+        Path | None,
+        option("Experiment", "--page", "Also write a Markdown page.", command="experiment"),
     ] = None,
 ) -> None:
-    """Run an experiment of the paper: train its branches, evaluate, tabulate and plot.
+    """Run an experiment of the paper.
 
-    A killed run goes on where it stopped, and experiments share the branches they have in common.
+    Its branches are trained, evaluated, tabulated and plotted. A run that was killed resumes where
+    it stopped; experiments share the branches that they have in common.
     """
     with extra("train"):
         from training.config import TrainConfigError
@@ -172,7 +226,7 @@ def experiment(
         from training.experiments.run import run
 
     if name != "all" and name not in EXPERIMENTS:
-        raise CommandError(f"no experiment {name!r}; there are {', '.join(EXPERIMENTS)}, and all")
+        raise UsageError(f"no experiment {name!r}; there are {', '.join(EXPERIMENTS)}, and all")
     given = Path(size)
     if given.suffix not in (".yaml", ".yml"):
         given = _configurations() / f"experiment-{size}.yaml"
@@ -186,7 +240,7 @@ def experiment(
             figures = run(each, chosen, out)
             picture = out / f"{each.name}.png"
             plot(figures, picture)
-            typer.echo(table(figures))
+            echo(table(figures))
             sections.append(section(figures, picture.name))
         if page is not None:
             page.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
@@ -199,7 +253,7 @@ def _writable(*files: Path | None) -> None:
     is named twice."""
     named = [file for file in files if file is not None]
     if len({file.resolve() for file in named}) < len(named):
-        raise CommandError(f"{named[0]} is named for two things")
+        raise UsageError(f"{named[0]} is named for two things")
     for file in named:
         if not file.parent.is_dir():
             raise CommandError(f"{file} cannot be written: there is no folder {file.parent}")

@@ -3,9 +3,10 @@
 # Annotations are not postponed here: typer reads them at run time.
 from typing import Annotated
 
-import typer
-
 from server.commands.options import (
+    BATCHING,
+    LIMITS,
+    MODEL,
     CommandError,
     Device,
     Dtype,
@@ -16,170 +17,206 @@ from server.commands.options import (
     Model,
     Revision,
     Threads,
+    UsageError,
     load_runner,
+    option,
     read_settings,
-    setting,
-    settings_list,
 )
+
+_CONNECTIONS, _ACCESS, _TIMES = "Connections", "Access", "Timeouts in seconds"
+_IMAGES, _LOGS = "Remote images", "Logs and traces"
 
 
 def serve(
-    host: Annotated[str | None, setting("127.0.0.1", "Address to listen on.", "host")] = None,
-    port: Annotated[str | None, setting(8000, "0 takes a free one.", "port")] = None,
+    host: Annotated[
+        str | None,
+        option(_CONNECTIONS, "--host", "Address to listen on; 0.0.0.0 is all.", "127.0.0.1"),
+    ] = None,
+    port: Annotated[
+        str | None, option(_CONNECTIONS, "--port", "Port to listen on; 0 takes a free one.", 8000)
+    ] = None,
+    served_model_name: Annotated[
+        str | None,
+        option(_CONNECTIONS, "--served-model-name", "Model name for clients.", "from --model"),
+    ] = None,
+    api_keys: Annotated[
+        list[str] | None,
+        option(
+            _ACCESS,
+            "--api-key",
+            "API key that clients must send; may be repeated. Visible in `ps`: prefer the variable "
+            "or the file.",
+            "none",
+            variable="api_keys",
+            metavar="KEY",
+        ),
+    ] = None,
+    api_key_file: Annotated[
+        str | None,
+        option(_ACCESS, "--api-key-file", "File with an API key a line.", "none", metavar="PATH"),
+    ] = None,
+    metrics_public: Annotated[
+        bool | None,
+        option(_ACCESS, "--metrics-public", "Serve /metrics without an API key.", default=False),
+    ] = None,
+    cors_origins: Annotated[
+        list[str] | None,
+        option(
+            _ACCESS,
+            "--cors-origin",
+            "Web origin whose pages may call the server, or *; may be repeated.",
+            "none",
+            variable="cors_origins",
+            metavar="ORIGIN",
+        ),
+    ] = None,
     model: Model = None,
     revision: Revision = None,
-    served_model_name: Annotated[
-        str | None, setting("from --model", "Name that clients see.", "served_model_name")
-    ] = None,
     device: Device = None,
     dtype: Dtype = None,
     threads: Threads = None,
-    max_batch: MaxBatch = None,
-    max_rows: Annotated[
-        str | None,
-        setting("what fits", "Prompt and canvas rows that run at a time.", "max_rows", "INTEGER"),
-    ] = None,
-    max_prefill_rows: Annotated[
-        str | None, setting(1024, "Prompt rows that join in one step.", "max_prefill_rows")
-    ] = None,
-    prefix_refresh_interval: Annotated[
-        str | None,
-        setting(
-            1,
-            "With full prefix attention, steps after which a prompt is computed again; 1 is exact; "
-            "or never.",
-            "prefix_refresh_interval",
-        ),
-    ] = None,
     cuda_graphs: Annotated[
         bool | None,
-        typer.Option(
+        option(
+            MODEL,
             "--cuda-graphs",
-            envvar="REDIFF_CUDA_GRAPHS",
-            help="On a GPU, record a step and replay it while nobody joins or leaves.",
-            show_default="False",
+            "On a GPU, capture a step as a CUDA graph and replay it while the batch stays the "
+            "same.",
+            default=False,
         ),
     ] = None,
     compile: Annotated[
         bool | None,
-        typer.Option(
+        option(
+            MODEL,
             "--compile",
-            envvar="REDIFF_COMPILE",
-            help="Compile what lies between the attentions; needs a C++ compiler on a CPU.",
-            show_default="False",
+            "torch.compile the layers outside attention; needs a C++ compiler on a CPU.",
+            default=False,
         ),
+    ] = None,
+    prefix_refresh_interval: Annotated[
+        str | None,
+        option(
+            MODEL,
+            "--prefix-refresh-interval",
+            "With full prefix attention, recompute the prompt every so many steps; 1 is exact; or "
+            "never.",
+            1,
+        ),
+    ] = None,
+    max_batch: MaxBatch = None,
+    max_rows: Annotated[
+        str | None,
+        option(
+            BATCHING,
+            "--max-rows",
+            "Prompt and canvas tokens of all running requests at most.",
+            "what fits",
+            metavar="INTEGER",
+        ),
+    ] = None,
+    max_prefill_rows: Annotated[
+        str | None,
+        option(BATCHING, "--max-prefill-rows", "Prompt tokens prefilled per step at most.", 1024),
+    ] = None,
+    prepare_threads: Annotated[
+        str | None,
+        option(BATCHING, "--prepare-threads", "Threads that decode images.", 2),
     ] = None,
     vision_cache_bytes: Annotated[
         str | None,
-        setting(268435456, "Memory for features of known pictures.", "vision_cache_bytes"),
+        option(
+            BATCHING, "--vision-cache-bytes", "Size of the image feature cache in bytes.", 268435456
+        ),
     ] = None,
     max_queue: Annotated[
-        str | None, setting(256, "Waiting requests; one more is refused.", "max_queue")
+        str | None,
+        option(LIMITS, "--max-queue", "Waiting requests at most; others get status 429.", 256),
     ] = None,
     max_canvas: Annotated[
-        str | None, setting(1024, "Longest canvas, and most steps.", "max_canvas")
+        str | None, option(LIMITS, "--max-canvas", "Tokens of a canvas, and steps, at most.", 1024)
     ] = None,
-    prepare_threads: Annotated[
-        str | None, setting(2, "Pictures decoded at the same time.", "prepare_threads")
+    max_prompt_characters: Annotated[
+        str | None,
+        option(LIMITS, "--max-prompt-characters", "Characters of a prompt or draft.", 4000),
+    ] = None,
+    max_prompt_tokens: Annotated[
+        str | None, option(LIMITS, "--max-prompt-tokens", "Tokens of a prompt or draft.", 1024)
     ] = None,
     max_image_bytes: MaxImageBytes = None,
     max_image_pixels: MaxImagePixels = None,
     max_image_side: MaxImageSide = None,
     max_body_bytes: Annotated[
-        str | None, setting(33554432, "Largest request body.", "max_body_bytes")
+        str | None, option(LIMITS, "--max-body-bytes", "Largest request body in bytes.", 33554432)
     ] = None,
     max_buffered_bytes: Annotated[
-        str | None, setting(536870912, "All bodies held at a time.", "max_buffered_bytes")
-    ] = None,
-    max_prompt_characters: Annotated[
-        str | None, setting(4000, "Longest prompt or draft.", "max_prompt_characters")
-    ] = None,
-    max_prompt_tokens: Annotated[
-        str | None, setting(1024, "The same in tokens.", "max_prompt_tokens")
+        str | None,
+        option(LIMITS, "--max-buffered-bytes", "Bytes of all request bodies in memory.", 536870912),
     ] = None,
     request_timeout: Annotated[
-        str | None, setting(60.0, "Seconds for a caption.", "request_timeout")
+        str | None, option(_TIMES, "--request-timeout", "For a caption.", 60.0)
     ] = None,
     max_request_timeout: Annotated[
-        str | None, setting(600.0, "Most a request may ask for.", "max_request_timeout")
+        str | None,
+        option(_TIMES, "--max-request-timeout", "Most that a request may ask for.", 600.0),
     ] = None,
     body_timeout: Annotated[
-        str | None, setting(30.0, "Seconds for reading a body.", "body_timeout")
-    ] = None,
-    drain_timeout: Annotated[
-        str | None, setting(30.0, "Seconds that SIGTERM leaves.", "drain_timeout")
+        str | None, option(_TIMES, "--body-timeout", "For reading a request body.", 30.0)
     ] = None,
     keep_alive_timeout: Annotated[
         str | None,
-        setting(
+        option(
+            _TIMES,
+            "--keep-alive-timeout",
+            "For an idle connection; must exceed that of a reverse proxy in front.",
             75,
-            "Seconds that an idle connection stays open; longer than a proxy in front keeps its "
-            "own.",
-            "keep_alive_timeout",
         ),
     ] = None,
-    log_level: Annotated[
-        str | None, setting("info", "debug, info, warning or error.", "log_level")
-    ] = None,
-    log_format: Annotated[
-        str | None, setting("text", "text, or json with one object a line.", "log_format")
-    ] = None,
-    api_keys: Annotated[
-        list[str] | None,
-        settings_list(
-            "A key that lets clients in; may be repeated. Others see a command line: prefer the "
-            "variable or the file.",
-            "--api-key",
-            "api_keys",
-            "KEY",
-        ),
-    ] = None,
-    api_key_file: Annotated[
-        str | None, setting("none", "File with a key a line.", "api_key_file", "FILE")
-    ] = None,
-    metrics_public: Annotated[
-        bool | None,
-        typer.Option(
-            "--metrics-public",
-            envvar="REDIFF_METRICS_PUBLIC",
-            help="Show /metrics without a key.",
-            show_default="False",
-        ),
-    ] = None,
-    cors_origins: Annotated[
-        list[str] | None,
-        settings_list(
-            "A web origin whose pages may call the server, or *; may be repeated.",
-            "--cors-origin",
-            "cors_origins",
-            "ORIGIN",
-        ),
+    drain_timeout: Annotated[
+        str | None, option(_TIMES, "--drain-timeout", "Graceful shutdown timeout in seconds.", 30.0)
     ] = None,
     image_hosts: Annotated[
         list[str] | None,
-        settings_list(
-            "A host from which pictures may be fetched by https, or *.DOMAIN; may be repeated.",
+        option(
+            _IMAGES,
             "--image-host",
-            "image_hosts",
-            "HOST",
+            "Host from which images may be fetched by https, or *.DOMAIN; may be repeated.",
+            "none",
+            variable="image_hosts",
+            metavar="HOST",
         ),
     ] = None,
     image_fetch_timeout: Annotated[
-        str | None, setting(5.0, "Seconds for fetching one.", "image_fetch_timeout")
+        str | None, option(_IMAGES, "--image-fetch-timeout", "Seconds for fetching one.", 5.0)
+    ] = None,
+    log_level: Annotated[
+        str | None, option(_LOGS, "--log-level", "debug, info, warning or error.", "info")
+    ] = None,
+    log_format: Annotated[
+        str | None, option(_LOGS, "--log-format", "text, or json: an object a line.", "text")
     ] = None,
     otlp_endpoint: Annotated[
         str | None,
-        setting("none", "Where traces go: http://…:4318/v1/traces.", "otlp_endpoint", "URL"),
+        option(
+            _LOGS,
+            "--otlp-endpoint",
+            "Send OpenTelemetry traces there, such as http://HOST:4318/v1/traces.",
+            "none",
+            metavar="URL",
+        ),
     ] = None,
 ) -> None:
     """Serve captions over HTTP until SIGTERM or SIGINT."""
     settings = read_settings(dict(locals()))
     from server.api.process import CannotServe, run
     from server.doctor import foreign_kernels
+    from server.settings import BadSettings
 
     if clash := foreign_kernels():
         raise CommandError(clash)
     try:
         run(settings, lambda: load_runner(settings))
+    except BadSettings as error:
+        raise UsageError(str(error)) from None
     except CannotServe as error:
         raise CommandError(str(error)) from None

@@ -7,7 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from server.commands.command import Command
 from server.commands.options import Device, Dtype, Model, Revision, Threads, read_settings
+from server.terminal import echo
 
 _PASSED_ON: dict[str, Any] = {"ignore_unknown_options": True, "help_option_names": []}
 Arguments = Annotated[list[str] | None, typer.Argument(help="Options; --help shows them.")]
@@ -28,7 +30,7 @@ bench = typer.Typer(help="Benchmarks; each has options of its own (--help).", ri
 def _add(name: str, help_text: str) -> None:
     """A command that hands its arguments to `benchmarks.<name>`."""
 
-    @bench.command(name, help=help_text, context_settings=_PASSED_ON)
+    @bench.command(name, cls=Command, help=help_text, context_settings=_PASSED_ON)
     def run(arguments: Arguments = None) -> None:
         # argparse names itself after it.
         sys.argv[0] = f"rediff bench {name}"
@@ -46,15 +48,15 @@ def doctor(
     dtype: Dtype = None,
     threads: Threads = None,
 ) -> None:
-    """Show versions, device, kernels in use and free memory, and try the checkpoint.
+    """Check versions, device, kernels, memory and the checkpoint.
 
-    Exits with 1 if something is wrong.
+    The exit status is 1 if something is wrong.
     """
     settings = read_settings(dict(locals()))
     from server.doctor import examine
 
     well = True
     for finding in examine(settings.engine()):
-        typer.echo(f"{'ok   ' if finding.ok else 'WRONG'} {finding.what}: {finding.value}")
+        echo(f"{'ok   ' if finding.ok else 'WRONG'} {finding.what}: {finding.value}")
         well &= finding.ok
     raise typer.Exit(0 if well else 1)

@@ -7,24 +7,35 @@ from typing import Annotated
 
 import typer
 
-from server.commands.options import CommandError, extra
+from server.commands.command import Command
+from server.commands.options import CommandError, UsageError, extra, option
+from server.terminal import echo
 
 train = typer.Typer(help="Train checkpoints.", rich_markup_mode=None)
 
 
 Config = Annotated[
-    Path, typer.Option(envvar="REDIFF_CONFIG", help="YAML file; see training/configs.")
+    Path,
+    option("Training", "--config", "Configuration, YAML; see training/configs.", command="train"),
 ]
 RunFolder = Annotated[
-    Path, typer.Option("--out", envvar="REDIFF_OUT", help="The run; what it holds is resumed.")
+    Path,
+    option(
+        "Training", "--out", "Folder of the run; an earlier run in it is resumed.", command="train"
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Replace one value: data.scenes=100."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Replace a value of the configuration, such as data.scenes=100; may be repeated.",
+        rich_help_panel="Training",
+    ),
 ]
 
 
-@train.command()
+@train.command(cls=Command)
 def stage1(config: Config, out: RunFolder, override: Overrides = None) -> None:
     """Stage I: an embedded model on sticker scenes, or a checkpoint on conversations."""
     with extra("train"):
@@ -33,7 +44,7 @@ def stage1(config: Config, out: RunFolder, override: Overrides = None) -> None:
     _train(lambda: run(config, override or (), out))
 
 
-@train.command()
+@train.command(cls=Command)
 def stage2(config: Config, out: RunFolder, override: Overrides = None) -> None:
     """Let the model draft, an expert correct, and train on the corrections."""
     with extra("train"):
@@ -57,6 +68,8 @@ def _train(run: Callable[[], Path]) -> None:
     try:
         checkpoint = run()
         if processes().is_main_process:
-            typer.echo(checkpoint)
-    except (TrainConfigError, TrainingError, ExpertError, OSError, ValueError) as error:
+            echo(checkpoint)
+    except TrainConfigError as error:
+        raise UsageError(str(error)) from None
+    except (TrainingError, ExpertError, OSError, ValueError) as error:
         raise CommandError(str(error)) from None

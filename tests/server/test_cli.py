@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 from server_fakes import DEFAULT_CAPTION, FakeRunner, png
+from server_wire import serving
 
 from rediff_model.chat_template import DEFAULT_QUESTION
 from server import __version__, cli
@@ -165,9 +166,9 @@ def test_a_setting_that_cannot_be_used_is_named_with_its_value(
     option: str,
     value: str,
 ) -> None:
-    assert rediff(monkeypatch, "caption", pictures[0], option, value) == 1
+    assert rediff(monkeypatch, "caption", pictures[0], option, value) == 2
     said = capsys.readouterr().err
-    assert option[2:].replace("-", "_") in said
+    assert said.startswith(f"rediff: {option}: ")
     assert value in said.split("got ")[1]
 
 
@@ -228,7 +229,7 @@ def test_a_mistyped_variable_is_named(
     for name in ("REDIFF_MAX_BTCH", "REDIFF_XQ", "REDIFF_SERVICE_HOST", "REDIFF_PORT_80_TCP"):
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("REDIFF_API_KEY", "secret")
-    assert rediff(monkeypatch, "caption") == 1
+    assert rediff(monkeypatch, "caption") == 2
     lines = capsys.readouterr().err.splitlines()
     assert lines[:2] == [
         "rediff: REDIFF_MAX_BTCH is no setting: did you mean REDIFF_MAX_BATCH?",
@@ -242,23 +243,53 @@ def test_a_mistyped_variable_is_named(
     [
         ([], 2, "Missing command"),
         (["wash"], 2, "No such command"),
-        (["caption"], 1, "name pictures, folders or shards"),
+        (["caption"], 2, "name pictures, folders or shards"),
         (["caption", "x.png", "--steps", "many"], 2, "'--steps'"),
-        (["caption", "x.png", "--steps", "0"], 1, "steps: "),
-        (["caption", "x.png", "--preset", "best"], 1, "preset: "),
-        (["caption", "x.png", "--steps", "4", "--tokens-per-step", "4"], 1, "exclude each other"),
-        (["caption", "x.png", "--device", "gpu"], 1, "device: "),
-        (["caption", "x.png", "--prompt", "a" * 4001], 1, "prompt has 4001 characters"),
-        (["serve", "--port", "x"], 1, "port: "),
-        (["serve", "--port", "70000"], 1, "port: "),
+        (["caption", "x.png", "--steps", "0"], 2, "steps: "),
+        (["caption", "x.png", "--preset", "best"], 2, "preset: "),
+        (["caption", "x.png", "--steps", "4", "--tokens-per-step", "4"], 2, "exclude each other"),
+        (["caption", "x.png", "--device", "gpu"], 2, "device: "),
+        (["caption", "x.png", "--prompt", "a" * 4001], 2, "prompt has 4001 characters"),
+        (["serve", "--port", "x"], 2, "port: "),
+        (["serve", "--port", "70000"], 2, "port: "),
         (["serve", "--colour", "x"], 2, "No such option"),
         (["data", "scenes"], 2, "Missing option"),
         (["data", "scenes", "--n", "0", "--out", "x"], 2, "'--n'"),
         (["data", "scenes", "--n", "1", "--seed", "-1", "--out", "x"], 2, "'--seed'"),
-        (["evaluate", "--seed", "-1"], 1, "--seed must be 0 or more, got -1"),
+        (["evaluate", "--seed", "-1"], 2, "'--seed'"),
+        (["caption", "x.png", "--max-batch", "0"], 2, "--max-batch: "),
+        (["caption", "x.png", "--base-url", "nowhere:1"], 2, "--base-url: "),
+        (["caption", "https://a.org/x.png"], 2, "FILE https://a.org/x.png is a URL: a file is"),
+        (
+            ["caption", "x.png", "--model", "https://hub.org/a/b"],
+            2,
+            "--model https://hub.org/a/b is",
+        ),
+        (
+            ["caption", "x.png", "--out", "s3://bucket/out"],
+            2,
+            "--out s3://bucket/out is a URL",
+        ),
+        (["caption", "--list", "ftp://me:pw@a/b"], 2, "--list ftp://***@a/b is a URL: a file is"),
+        (
+            ["serve", "--max-image-bytes", "99999999"],
+            2,
+            "--max-image-bytes 99999999 is above --max",
+        ),
+        (["serve", "--host", "127.0.0..1"], 2, "--host: it is no host name, got '127.0.0..1'"),
+        (["serve", "--host", "a" * 70], 2, "--host: it is no host name, got 'aaa"),
+        (["serve", "--host", "http://127.0.0.1"], 2, "--host: a host has no scheme"),
+        (["serve", "--host", "127.0.0.1:80"], 2, "--host: the port belongs to --port, got"),
+        (["serve", "--host", "192.0.2.1"], 2, "--host: Cannot assign requested address, got"),
+        (["serve", "--host", "a.invalid", "--port", "0"], 2, "--host: "),
+        (
+            ["train", "stage1", "--config", "http://a/b.yaml", "--out", "x"],
+            2,
+            "--config http://a/b",
+        ),
         (["evaluate", "--prompts", "gone.txt"], 1, "--prompts gone.txt cannot be read: "),
-        (["evaluate", "--preset", "best"], 1, "--preset must be one of rediff, "),
-        (["data", "scenes", "--n", "1", "--split", "best", "--out", "x"], 1, "split is 'best'"),
+        (["evaluate", "--preset", "best"], 2, "--preset must be one of rediff, "),
+        (["data", "scenes", "--n", "1", "--split", "best", "--out", "x"], 2, "'--split'"),
     ],
 )
 def test_wrong_use_is_one_line(
@@ -278,6 +309,20 @@ def test_wrong_use_is_one_line(
     assert err.startswith("rediff: ")
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_a_value_of_a_variable_is_named_by_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("REDIFF_MAX_BATCH", "0")
+    assert rediff(monkeypatch, "caption", "x.png") == 2
+    assert capsys.readouterr().err.startswith("rediff: REDIFF_MAX_BATCH: Input should be greater")
+    monkeypatch.setenv("REDIFF_MAX_BATCH", "2")
+    monkeypatch.setenv("REDIFF_API_KEYS", "schl\xfcssel")
+    assert rediff(monkeypatch, "serve") == 2
+    told = capsys.readouterr().err
+    assert told.startswith("rediff: REDIFF_API_KEYS: key 1: character 5 of the key is U+00FC")
+    assert "schl" not in told
 
 
 def test_a_model_that_cannot_be_loaded_is_one_line(
@@ -379,12 +424,64 @@ def test_files_for_figures_are_looked_at_before_anything_is_computed(
 
     monkeypatch.setattr("server.engine.model_runner.load_captioner", fail)
     here, gone = tmp_path / "here.json", tmp_path / "gone" / "out.json"
-    for arguments, said in [
-        (("--json", tmp_path), f"{tmp_path} cannot be written: Is a directory"),
-        (("--captions", tmp_path), f"{tmp_path} cannot be written: Is a directory"),
-        (("--json", gone), f"{gone} cannot be written: there is no folder {gone.parent}"),
-        (("--json", here, "--captions", here), f"{here} is named for two things"),
+    for arguments, status, said in [
+        (("--json", tmp_path), 1, f"{tmp_path} cannot be written: Is a directory"),
+        (("--captions", tmp_path), 1, f"{tmp_path} cannot be written: Is a directory"),
+        (("--json", gone), 1, f"{gone} cannot be written: there is no folder {gone.parent}"),
+        (("--json", here, "--captions", here), 2, f"{here} is named for two things"),
     ]:
-        assert rediff(monkeypatch, "evaluate", *arguments) == 1
+        assert rediff(monkeypatch, "evaluate", *arguments) == status
         assert said in capsys.readouterr().err
     assert not here.exists()
+
+
+def piped(
+    command: str, encoding: str = "utf-8", **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """The command in a shell, with `rediff` for the command line of this tree."""
+    rediff = f"{sys.executable} {ROOT / 'tests' / 'fake_rediff.py'}"
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command.replace("rediff", rediff)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        capture_output=True,
+        encoding=encoding,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("where", ["here", "server"])
+@pytest.mark.parametrize("options", ["", "--json"])
+def test_output_into_head_ends_quietly(tmp_path: Path, where: str, options: str) -> None:
+    for number in range(40):
+        (tmp_path / f"{number:02}.png").write_bytes(png())
+    with serving() as address:
+        remote = f"--base-url http://{address} --concurrency 2" if where == "server" else ""
+        done = piped(f"rediff caption {tmp_path}/*.png {remote} {options} | head -n 1")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("\n") == 1
+    assert DEFAULT_CAPTION in done.stdout
+
+
+def test_errors_into_head_end_quietly(tmp_path: Path) -> None:
+    for number in range(40):
+        (tmp_path / f"{number:02}.png").write_bytes(b"no picture")
+    done = piped(f"rediff caption {tmp_path}/*.png 2>&1 | head -n 1")
+    assert (done.returncode, done.stderr, done.stdout.count("\n")) == (0, "", 1)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-16"])
+@pytest.mark.parametrize("options", ["", "--json"])
+def test_no_terminal_breaks_the_output(tmp_path: Path, encoding: str, options: str) -> None:
+    names = ["\u732b \U0001f426.png", "\xfc.png", "bad \u9ce5.png"]
+    for name in names:
+        (tmp_path / name).write_bytes(b"" if "bad" in name else png())
+    command = f"rediff caption {tmp_path}/*.png --prompt 'h\xf6 \u9ce5' {options} 2>&1"
+    done = piped(command, PYTHONIOENCODING=encoding, PYTHONUTF8="1", encoding=encoding)
+    assert "Traceback" not in done.stdout
+    assert "the image is empty" in done.stdout
+    assert done.returncode == 1
+    assert r"bad \u9ce5.png" in done.stdout or "bad \u9ce5.png" in done.stdout
+    if options:
+        rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+        assert [row.get("caption") for row in rows].count("h\xf6 \u9ce5") == 2
