@@ -49,6 +49,10 @@ class OwnCaptionShape(Strict):
     share: float = Field(1.0, gt=0, le=1)
     """Of the pictures, how many have canvases of own captions; the rest is as `phases` and
     `correction_share` say."""
+    neighbour_relations: bool = False
+    """The targets state the relations of neighbours in reading order instead of those that the
+    model chose, see `training.stickers.canonical`: names are no longer mixed where several
+    relations are as good."""
     mask_low: float = Field(0.3, ge=0, le=1)
     mask_high: float = Field(1.0, ge=0, le=1)
     """A masked canvas has one rate between these."""

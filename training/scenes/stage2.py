@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import TYPE_CHECKING, Annotated, Self
 
@@ -39,6 +39,7 @@ from training.scenes.stage1 import (
     noised_canvases,
     optimizers,
 )
+from training.stickers.canonical import with_neighbour_relations
 from training.stickers.grammar import compose
 from training.stickers.sample import sample_scene
 
@@ -253,7 +254,9 @@ def _corrected(config: SceneCorrection, scene_run: SceneRun, here: Path) -> Deal
                 states = StateCanvases(rows, length=length, stop_id=stop_id, mask_id=mask_id)
         if shape is not None:
             own = OwnCaptions(
-                rows,
+                [with_neighbours(row, scene_run) for row in rows]
+                if shape.neighbour_relations
+                else rows,
                 shape,
                 length=length,
                 stop_id=stop_id,
@@ -268,6 +271,17 @@ def _corrected(config: SceneCorrection, scene_run: SceneRun, here: Path) -> Deal
             f"{listed(counts)}"
         ) from None
     return Dealers(corrections, states, own)
+
+
+def with_neighbours(row: Corrected, scene_run: SceneRun) -> Corrected:
+    """A row whose target, if it is whole, states the relations of neighbours."""
+    if not row.whole:
+        return row
+    split, seed = row.scene
+    scene = sample_scene(seed, scene_run.atlas, split=split)
+    text = scene_run.codec.decode(row.labels)
+    text = with_neighbour_relations(text, scene, scene_run.atlas.names)
+    return replace(row, labels=tuple(scene_run.codec.encode(text)))
 
 
 def train_corrections(

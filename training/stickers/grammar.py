@@ -90,14 +90,21 @@ def compose(scene: Scene, rng: np.random.Generator, *, relations: int | None = N
         writer.write(template, surfaces, dict.fromkeys(surfaces, index))
     for subject, kind, object_ in _choose_relations(scene, writer, wanted):
         template = writer.pick(RELATION_TEMPLATES)
-        surfaces = {
-            "subject": scene.stickers[subject].name,
-            "object": scene.stickers[object_].name,
-            **{form: SURFACES[form][kind][0] for form in ("relation", "side", "comparison")},
-        }
+        surfaces = relation_surfaces(
+            scene.stickers[subject].name, kind, scene.stickers[object_].name
+        )
         owners = {**dict.fromkeys(surfaces, subject), "object": object_}
         writer.write(template, surfaces, owners)
     return Caption(" ".join(writer.sentences), tuple(writer.spans))
+
+
+def relation_surfaces(subject: str, kind: RelationKind, object_: str) -> dict[str, str]:
+    """The phrases by placeholder of a relation between two stickers, by their names."""
+    return {
+        "subject": subject,
+        "object": object_,
+        **{form: SURFACES[form][kind][0] for form in ("relation", "side", "comparison")},
+    }
 
 
 def _sticker_surfaces(sticker: Sticker, writer: _Writer) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,7 +32,8 @@ from training.scenes.own_captions import (
     caption_slots,
     numbers_and_agreement,
 )
-from training.scenes.stage2 import run
+from training.scenes.stage2 import run, with_neighbours
+from training.stickers.canonical import with_neighbour_relations
 from training.stickers.grammar import compose
 from training.stickers.sample import sample_scene
 from training.stickers.templates import SLOTS
@@ -269,7 +271,13 @@ def test_a_run_on_own_captions_learns_and_ends_the_same_when_it_was_killed(
         config = configuration(
             stage1,
             drafts={"scenes": 4, "tokens_per_step": (8,)},
-            own_captions={"share": 0.5, "numbers": 0.2, "slot_weights": {"count": 2}},
+            own_captions={
+                "share": 0.5,
+                "numbers": 0.2,
+                "relations": 0.1,
+                "slot_weights": {"count": 2},
+                "neighbour_relations": True,
+            },
             correction_share=0,
             start_share=0.25,
             phases=[{"steps": 30}],
@@ -285,6 +293,21 @@ def test_a_run_on_own_captions_learns_and_ends_the_same_when_it_was_killed(
         assert {"loss_masked", "loss_replaced"} <= json.loads(lines[0]).keys()
         shutil.rmtree(folder / "captions" / "state")
     assert all(torch.equal(weights[1][name], value) for name, value in weights[0].items())
+
+
+def test_targets_may_state_the_relations_of_neighbours(stage1: SceneRun) -> None:
+    rewritten = 0
+    for seed in range(4):
+        scene = sample_scene(seed, stage1.atlas)
+        text = compose(scene, np.random.default_rng(seed)).text
+        ids = tuple(stage1.tokenizer.encode(text).ids)
+        row = Corrected(f"train-{seed}@8", ("train", seed), ids, ids, (), whole=True)
+        labels = with_neighbours(row, stage1).labels
+        expected = with_neighbour_relations(text, scene, stage1.atlas.names)
+        assert stage1.tokenizer.decode(labels) == expected
+        rewritten += expected != text
+        assert with_neighbours(replace(row, whole=False), stage1).labels == ids
+    assert rewritten
 
 
 def ends_after(deal: Any, calls: int) -> Any:
