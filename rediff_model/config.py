@@ -151,6 +151,8 @@ class ModelConfig:
     """Decoding by default; `preset`, `block_lengths` and `extra_refine_steps` in the file."""
     taught_prompts: tuple[str, ...] = ()
     """The only questions that the checkpoint was trained on; empty: it takes any text."""
+    single_question: bool = False
+    """The checkpoint was trained on single questions, not on conversations of several turns."""
     domain: str = ""
     """Which pictures it was trained for and which it was not, in words for users; may be empty."""
 

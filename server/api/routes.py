@@ -163,6 +163,7 @@ def operation_routes(service: Service, limits: Mapping[str, int]) -> APIRouter:
                 "block_lengths": list(model.preferences.block_lengths),
                 "extra_refine_steps": model.preferences.extra_refine_steps,
                 "taught_prompts": list(model.taught_prompts),
+                "single_question": model.single_question,
                 "domain": model.domain,
                 "kernels": model.kernels,
                 "attention": model.attention,

@@ -100,6 +100,7 @@ class SamplerRunner:
             row_bytes=row_bytes(shape.language, dtype),
             preferences=shape.preferences,
             taught_prompts=shape.taught_prompts,
+            single_question=shape.single_question,
             domain=shape.domain,
             spaced=bool(captioner.codec.spaced),
             request_rows=words + picture + shape.canvas_length,

@@ -36,6 +36,8 @@ class ModelInfo:
     """Decoding by default, see `ModelConfig.preferences`."""
     taught_prompts: tuple[str, ...] = ()
     """The only questions it was trained on; empty: it takes any text."""
+    single_question: bool = False
+    """It was trained on single questions, not on conversations of several turns."""
     domain: str = ""
     """Which pictures it was trained for, in words for users; may be empty."""
     spaced: bool = False

@@ -32,14 +32,15 @@ def suited(model: ModelInfo, question: Question | None) -> Asked:
     """The question as it is, or what a model that lists the prompts it was taught is asked instead.
 
     Such a model is asked the last user's text, if that is one of its prompts up to white space
-    around it, else its default prompt. A blank text is the default prompt.
+    around it, else its default prompt. A model that was taught single questions is asked the last
+    user's text, whatever it is. A blank text is the default prompt.
     """
     if isinstance(question, str) and not question.strip():
         question = None
     taught = model.taught_prompts
-    if not taught:
+    if not taught and not (model.single_question and isinstance(question, tuple)):
         return Asked(_with_text(question))
-    usual = None if DEFAULT_QUESTION in taught else taught[0]
+    usual = None if not taught or DEFAULT_QUESTION in taught else taught[0]
     warnings = []
     if isinstance(question, tuple):
         if len(question) > 1:
@@ -47,6 +48,8 @@ def suited(model: ModelInfo, question: Question | None) -> Asked:
         question = question[-1].text + (question[-1].after or "")
     if question is None or not (text := question.strip()):
         return Asked(usual, tuple(warnings))
+    if not taught:
+        return Asked(text, tuple(warnings))
     for prompt in taught:
         if prompt.strip() == text:
             return Asked(prompt, tuple(warnings))

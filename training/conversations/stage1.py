@@ -82,7 +82,7 @@ def prepare(config: DialogueTraining, folder: Path) -> DialogueRun:
         origin, device=processes().device, dtype=torch.bfloat16 if half else torch.float32
     )
     # The rows may ask anything, of any picture.
-    model_config = replace(captioner.config, taught_prompts=(), domain="")
+    model_config = replace(captioner.config, taught_prompts=(), single_question=False, domain="")
     if config.prefix_attention == "prefix":
         language = replace(model_config.language, prefix_attention="prefix")
         model_config = replace(model_config, language=language)

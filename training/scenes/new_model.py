@@ -115,7 +115,9 @@ def prepare(config: SceneTraining, folder: Path, on_policy: OnPolicy | None = No
         **{name: value for name, value in preferred.items() if value is not None},
     )
     taught = () if config.other_prompts else model_config.taught_prompts
-    model_config = replace(model_config, preferences=preferences, taught_prompts=taught)
+    model_config = replace(
+        model_config, preferences=preferences, taught_prompts=taught, single_question=True
+    )
     cast("nn.Module", model.tower).requires_grad_(False)
     model.to(processes().device)
     codec = TextCodec(tokenizer)
@@ -225,6 +227,7 @@ def embedded_config(config: SceneTraining, tokenizer: Tokenizer) -> ModelConfig:
         stop_token_id=ids[END_OF_TURN],
         canvas_length=shape.canvas_length,
         taught_prompts=(DEFAULT_QUESTION,),
+        single_question=True,
         domain=DOMAIN,
     )
 

@@ -55,6 +55,29 @@ def test_a_model_with_a_list_is_asked_what_it_was_taught(question: Question, ask
 
 
 @pytest.mark.parametrize(
+    ("question", "asked"),
+    [
+        (None, Asked(None)),
+        (" caption this", Asked(" caption this")),
+        ((turn_with_picture("", " "),), Asked(None)),
+        ((turn_with_picture("Caption this.", ""),), Asked("Caption this.")),
+        (
+            (Turn("system", "Be brief."), turn_with_picture("", "Why?")),
+            Asked("Why?", (ONE_QUESTION,)),
+        ),
+        (
+            (turn_with_picture("", "A?"), Turn("assistant", "B."), Turn("user", "And C?")),
+            Asked("And C?", (ONE_QUESTION,)),
+        ),
+    ],
+)
+def test_a_model_of_single_questions_is_asked_the_last_one(
+    question: Question | None, asked: Asked
+) -> None:
+    assert suited(replace(INFO, single_question=True), question) == asked
+
+
+@pytest.mark.parametrize(
     ("turns", "asked"),
     [
         ((turn_with_picture("", " "),), None),
