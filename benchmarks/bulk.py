@@ -27,17 +27,18 @@ from benchmarks.client import Seconds
 from benchmarks.sampler import hardware
 from rediff_model.sampling.outputs import Generation
 from server.bulk.inputs import Inputs
-from server.bulk.item import Item, Wording
+from server.bulk.item import Item
 from server.bulk.local import Local
-from server.bulk.output import Doubt
-from server.bulk.run import Run
-from server.bulk.sidecars import Sidecars
+from server.bulk.order import Order
+from server.bulk.outputs import Doubt, Sidecars
+from server.bulk.run import Progress, Run
 from server.bulk.tables import Table
+from server.bulk.wording import Wording
 from server.engine.engine import Engine
 from server.engine.model_runner import SamplerRunner
 from server.engine.request import Failure, Job
+from server.images.decode import image_limits
 from server.metrics import Metrics
-from server.offline import Order, image_limits
 from server.settings import Settings
 from training.stickers.atlas import Atlas
 from training.stickers.render import render
@@ -46,7 +47,7 @@ from training.stickers.sample import sample_scene
 if TYPE_CHECKING:
     from PIL import Image
 
-    from server.bulk.output import Output
+    from server.bulk.outputs import Output
     from server.engine.request import Event
 
 
@@ -100,17 +101,23 @@ def bulk(
             local.submit(-1 - number, first)
         for _ in range(workers):
             local.take()
-        run = Run(local, output, Wording(), Doubt(None), _failed, lambda *_: None, print)
+        run = Run(local, output, Wording(), Doubt(None), _Strict())
         began = Seconds.now()
-        run.all(Inputs((folder,)))
+        run.over(Inputs((folder,)))
         return began.since().per(run.tally.captions)
     finally:
         local.close()
         output.close()
 
 
-def _failed(name: str, source: str, reason: str) -> None:
-    raise RuntimeError(f"{source}: {reason}")
+class _Strict(Progress):
+    """Shows nothing; a picture without a caption ends the benchmark."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda: None, shown=False)
+
+    def failed(self, name: str, source: str, reason: str) -> None:
+        raise RuntimeError(f"{source}: {reason}")
 
 
 def measure(options: argparse.Namespace) -> dict[str, object]:
@@ -136,7 +143,7 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
                     Path(name) / f"texts-{turn}", None, Doubt(None), overwrite=False
                 ),
                 "jsonl": Table(
-                    Path(name) / f"{turn}.jsonl", None, Doubt(None), "jsonl", {}, anew=True
+                    Path(name) / f"{turn}.jsonl", None, Doubt(None), "jsonl", {}, overwrite=True
                 ),
             }
             for kind, output in outputs.items():

@@ -12,18 +12,21 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from rediff_model.files.image_formats.names import FORMATS
-from server.bulk.item import BulkError, Captioned, Item, Unreadable, Wording
-from server.bulk.output import Doubt
-from server.bulk.pictures import PictureError
+from server.bulk.item import BulkError, Captioned, Item, PictureError, Unreadable
+from server.bulk.outputs import Doubt
 from server.bulk.run import Run
+from server.bulk.wording import Wording
+from server.engine.request import Job
+from server.images.decode import ImageError, decode_image, image_limits
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
-    from server.bulk.captioner import Captioner
-    from server.bulk.output import Output
-    from server.bulk.progress import Tally
+    from server.bulk.order import Order
+    from server.bulk.outputs import Output
+    from server.bulk.run import Captioner, Tally
+    from server.settings import Settings
 
 
 def png(shade: int) -> bytes:
@@ -103,6 +106,44 @@ class KnownCaptioner:
         self.waiting.clear()
 
 
+@dataclass
+class Failures:
+    """Keeps name, source and reason of what has no caption."""
+
+    found: list[tuple[str, str, str]]
+
+    def failed(self, name: str, source: str, reason: str) -> None:
+        self.found.append((name, source, reason))
+
+    def warned(self, warning: str) -> None:
+        """Warnings have tests of the command."""
+
+    def advanced(self, tally: Tally, worked: bool) -> None:
+        """The bar has a test of its own."""
+
+
+def captions_one_by_one(settings: Settings, order: Order, paths: Iterable[Path]) -> dict[Path, str]:
+    """What the model says of each picture alone, without an engine; broken ones are left out."""
+    # Imports torch.
+    from server.engine.model_runner import SamplerRunner
+
+    runner = SamplerRunner.load(settings.engine())
+    fitted = order.fit(runner)
+    texts = {}
+    for path in paths:
+        try:
+            picture = decode_image(path.read_bytes(), image_limits(settings))
+        except ImageError:
+            continue
+        batch = runner.open()
+        job = Job(runner.prepare(picture, fitted.question), fitted.settings, lambda _: None)
+        batch.join({0: job})
+        while not (captions := batch.step().captions):
+            pass
+        texts[path] = runner.decode(captions[0].ids).strip()
+    return texts
+
+
 def run_over(
     inputs: Iterable[Item | Unreadable],
     output: Output,
@@ -116,10 +157,8 @@ def run_over(
         output,
         Wording(),
         Doubt(min_confidence),
-        lambda *failure: failures.append(failure),
-        lambda tally, advanced: None,
-        lambda warning: None,
+        Failures(failures),
     )
-    run.all(inputs)
+    run.over(inputs)
     output.close()
     return run.tally, failures

@@ -22,7 +22,7 @@ from server.api.request_builder import Orders
 from server.api.routes import caption_routes, operation_routes
 from server.api.sse import ClientLeft
 from server.errors import BadBody, ServeError
-from server.images.decode import ImageLimits
+from server.images.decode import image_limits
 from server.images.fetch import RemotePictures, refuse
 
 if TYPE_CHECKING:
@@ -55,10 +55,9 @@ def create_app(
         redoc_url=None,
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
-    limits = ImageLimits(
-        settings.max_image_bytes, settings.max_image_pixels, settings.max_image_side
+    orders = Orders(
+        service, image_limits(settings), _fetch(settings), settings.max_prompt_characters
     )
-    orders = Orders(service, limits, _fetch(settings), settings.max_prompt_characters)
     app.include_router(caption_routes(service, orders))
     app.include_router(openai_routes(service, orders))
     told = ("max_image_bytes", "max_image_pixels", "max_image_side", "max_body_bytes")

@@ -1,4 +1,4 @@
-"""`rediff caption` on data sets and with a server: from options to a run and its exit status."""
+"""`rediff caption`: from options to a run and its exit status."""
 
 from __future__ import annotations
 
@@ -7,29 +7,25 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rediff_model.files.atomic import is_direct
 from rediff_model.files.lock import Locked
+from server.bulk.inputs import nothing_found
 from server.bulk.item import BulkError
-from server.bulk.nothing import nothing_found
-from server.bulk.output import Doubt
-from server.bulk.printed import Printed
-from server.bulk.progress import Progress
-from server.bulk.report import Report
-from server.bulk.run import Run
+from server.bulk.outputs import Doubt, Printed, Sidecars
+from server.bulk.run import Progress, Report, Run
 from server.bulk.shards import Shards, holds_any
-from server.bulk.sidecars import Sidecars
-from server.bulk.tables import Table, journal_of
-from server.offline import image_limits
+from server.bulk.tables import Table, journal_path
+from server.images.decode import image_limits
 from server.terminal import echo
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from server.bulk.captioner import Captioner
+    from server.bulk.inputs import Inputs
     from server.bulk.options import BulkOptions
-    from server.bulk.output import Output
-    from server.bulk.progress import Tally
+    from server.bulk.order import Order
+    from server.bulk.outputs import Output
     from server.bulk.remote import Remote
+    from server.bulk.run import Captioner, Tally
     from server.engine.request import Runner
-    from server.offline import Order
     from server.settings import Settings
 
 INTERRUPTED: Final = 130
@@ -50,7 +46,8 @@ def caption(
     Raises:
         BulkError: the run cannot start or go on. What is done is kept.
     """
-    options.inputs.check()
+    inputs = options.inputs(settings.max_image_bytes)
+    inputs.check()
     try:
         if _is_complete(options):
             _say(f"{options.out} is there already: --overwrite replaces it")
@@ -71,7 +68,7 @@ def caption(
             else:
                 captioner = remote or _local(options, settings, order, load)
             stack.callback(captioner.close)
-            return _run(options, captioner, output)
+            return _run(options, inputs, captioner, output)
     except KeyboardInterrupt:
         _say("stopped; what is done is kept")
         return INTERRUPTED
@@ -85,34 +82,22 @@ def caption(
         raise BulkError(f"{name}: {error.strerror or error}") from None
 
 
-def _run(options: BulkOptions, captioner: Captioner, output: Output) -> int:
+def _run(options: BulkOptions, inputs: Inputs, captioner: Captioner, output: Output) -> int:
     """The run itself, with its bar and its report."""
     with ExitStack() as stack:
-        inputs = options.inputs
-        progress = Progress(inputs.count, shown=options.progress)
-        stack.callback(progress.close)
-        report = None
+        failed = None
         if options.report is not None:
             report = Report(options.report)
             stack.callback(report.close)
-
-        def failed(name: str, source: str, reason: str) -> None:
-            if report is None:
-                progress.tell(f"rediff: {source}: {reason}")
-            else:
-                report.add(name, source, reason)
-
-        doubt = Doubt(options.min_confidence)
-        run = Run(
-            captioner,
-            output,
-            options.wording,
-            doubt,
-            failed,
-            progress.show,
-            lambda warning: progress.tell(f"rediff: {warning}"),
-        )
-        seconds = run.all(inputs)
+            failed = report.add
+        elif isinstance(output, Printed) and output.as_json:
+            failed = output.failed
+        # Captions that are printed show by themselves how far it is.
+        shown = options.progress if options.writes else bool(options.progress)
+        progress = Progress(inputs.count, shown=shown, failed=failed)
+        stack.callback(progress.close)
+        run = Run(captioner, output, options.wording, Doubt(options.min_confidence), progress)
+        seconds = run.over(inputs)
     if options.writes:
         _say(_summary(run.tally, seconds, options))
     if run.tally.nothing:
@@ -137,8 +122,8 @@ def _local(
 ) -> Captioner:
     from server.bulk.local import Local
 
-    limits = image_limits(settings)
-    return Local.open(load, settings.engine(), order, limits, options.workers)
+    workers = options.workers if options.writes else min(options.workers, len(options.files))
+    return Local.open(load, settings.engine(), order, image_limits(settings), workers)
 
 
 def _ray(options: BulkOptions, settings: Settings, order: Order, head: dict[str, Any]) -> Captioner:
@@ -164,11 +149,11 @@ def _is_complete(options: BulkOptions) -> bool:
                     f"{folder} holds shards: --resume goes on, --overwrite replaces them"
                 )
         return False
-    if journal_of(out).exists():
+    if journal_path(out).exists():
         if not options.resume:
             raise BulkError(
-                f"{journal_of(out)} is of a run that was stopped: --resume goes on, "
-                "--overwrite begins anew"
+                f"{journal_path(out)} is of a run that was stopped: --resume goes on, "
+                "--overwrite starts over"
             )
         return False
     if out.exists() and not is_direct(out):
@@ -182,22 +167,17 @@ def _is_complete(options: BulkOptions) -> bool:
 def _output(
     options: BulkOptions, settings: Settings, head: dict[str, Any], *, as_json: bool
 ) -> Output:
-    doubt, doubtful, anew = Doubt(options.min_confidence), options.doubtful_out, options.overwrite
+    doubt, doubtful = Doubt(options.min_confidence), options.doubtful_out
     if not options.writes:
         return Printed(echo, alone=len(options.files) == 1, as_json=as_json)
+    out, overwrite = options.out, options.overwrite
     if options.format == "txt":
-        return Sidecars(options.out, doubtful, doubt, overwrite=anew)
-    assert options.out is not None
+        return Sidecars(out, doubtful, doubt, overwrite=overwrite)
+    assert out is not None
     if options.format == "webdataset":
-        return Shards(
-            options.out,
-            doubtful,
-            doubt,
-            options.shard_size,
-            settings.max_image_bytes,
-            anew=anew,
-        )
-    return Table(options.out, doubtful, doubt, options.format, head, anew=anew)
+        size, limit = options.shard_size, settings.max_image_bytes
+        return Shards(out, doubtful, doubt, size, limit, overwrite=overwrite)
+    return Table(out, doubtful, doubt, options.format, head, overwrite=overwrite)
 
 
 def _head(options: BulkOptions, order: Order, model: str) -> dict[str, Any]:

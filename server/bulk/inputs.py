@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import os
+import tarfile
+from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from rediff_model.files import tar
+from rediff_model.files.atomic import is_direct
 from rediff_model.files.image_formats.names import SUFFIXES
-from server.bulk import parquet_input, tar_input
-from server.bulk.item import BulkError, Item, Unreadable
+from server.bulk import parquet
+from server.bulk.item import BulkError, Item, Unreadable, one_line
+from server.images.decode import ImageLimits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 Naming = Literal["path", "name", "stem"]
+_SHOWN = 3
+"""Inputs, and kinds of files of a folder, that are named."""
 
 
 def is_data_set(path: Path) -> bool:
@@ -38,6 +45,8 @@ class Inputs:
     naming: Naming = "path"
     """What a picture of a file is called: its path below the folder, its name, or that without
     the suffix."""
+    max_bytes: int = ImageLimits().max_bytes
+    """Of a picture from a pipe, which is read at once."""
     image_column: str = "image"
     id_column: str | None = None
 
@@ -55,7 +64,7 @@ class Inputs:
             if path.suffix.lower() not in SUFFIXES and not os.path.lexists(path):
                 raise BulkError(f"{path}: No such file or directory")
             if path.suffix.lower() == ".parquet" and path.is_file():
-                parquet_input.check(path, self.image_column, self.id_column)
+                parquet.check(path, self.image_column, self.id_column)
 
     def __iter__(self) -> Iterator[Item | Unreadable]:
         for path in self.paths:
@@ -71,7 +80,9 @@ class Inputs:
         total = 0
         for path in self.paths:
             if path.suffix.lower() == ".parquet" and path.is_file():
-                total += parquet_input.count(path)
+                total += parquet.count(path)
+            elif is_direct(path):
+                total += 1
             else:
                 total += sum(1 for _ in self._of(path))
         return total + sum(1 for path in self.lists for _ in self._listed(path))
@@ -80,10 +91,19 @@ class Inputs:
         if path.is_dir():
             return self._folder(path)
         if path.suffix.lower() == ".tar":
-            return tar_input.pictures_of(path, SUFFIXES)
+            return _members(path)
         if path.suffix.lower() == ".parquet":
-            return parquet_input.pictures_of(path, self.image_column, self.id_column)
-        return iter([self._file(path, path.name)])
+            return parquet.pictures_of(path, self.image_column, self.id_column)
+        item = self._file(path, path.name)
+        return iter([self._from_pipe(item, path) if is_direct(path) else item])
+
+    def _from_pipe(self, item: Item, path: Path) -> Item | Unreadable:
+        """The item with its content: other processes may not be able to open its file."""
+        try:
+            with path.open("rb") as stream:
+                return replace(item, content=stream.read(self.max_bytes + 1))
+        except OSError as error:
+            return Unreadable(str(path), error.strerror or type(error).__name__)
 
     def _folder(self, root: Path) -> Iterator[Item | Unreadable]:
         """Files in the order of their names, then folders. Links are followed, a folder that was
@@ -159,3 +179,74 @@ def _inside(path: str) -> str:
     return "/".join(
         part for part in os.path.normpath(path).split("/") if part not in ("", "..", ".")
     )
+
+
+def _members(path: Path) -> Iterator[Item | Unreadable]:
+    """The first picture of every sample; a shard cut short gives those before the cut."""
+    told: str | None = None
+    try:
+        for member in tar.members(path):
+            key, suffix = _split_name(member.name)
+            if suffix not in SUFFIXES or member.isdir() or key == told:
+                continue
+            told = key
+            if not member.isreg() or member.issparse():
+                reason = "the shard holds a link or a sparse file in place of the picture"
+                yield Unreadable(f"{path}#{member.name}", reason)
+                continue
+            yield Item(
+                source=str(path),
+                name=key,
+                relative=key.lstrip("/"),
+                suffix=suffix,
+                member=member.name,
+                offset=member.offset_data,
+                size=member.size,
+            )
+    except (OSError, tarfile.TarError) as error:
+        reason = getattr(error, "strerror", None) or f"the shard is broken: {error}"
+        yield Unreadable(str(path), reason)
+
+
+def _split_name(name: str) -> tuple[str, str]:
+    """The key of a member, which ends at the first dot of its last part, and its last suffix."""
+    folder, slash, last = name.rpartition("/")
+    stem, _, rest = last.partition(".")
+    return folder + slash + stem, "." + rest.rpartition(".")[2].lower()
+
+
+def nothing_found(inputs: Inputs) -> str:
+    """One line about inputs that gave no picture."""
+    reasons = [
+        *(_missing(path, inputs) for path in inputs.paths[:_SHOWN]),
+        *(f"{path} lists no path" for path in inputs.lists[:_SHOWN]),
+    ]
+    more = len(inputs.paths) + len(inputs.lists) - len(reasons)
+    return one_line("; ".join([*reasons, *([f"{more} more inputs"] if more else [])]))
+
+
+def _missing(path: Path, inputs: Inputs) -> str:
+    if not path.is_dir():
+        return f"{path} holds no picture"
+    wanted = " or ".join(inputs.globs) if inputs.globs else f"file with {', '.join(SUFFIXES)}"
+    names, folders = _names(path)
+    kinds = Counter(os.path.splitext(name)[1] or "without a suffix" for name in sorted(names))
+    held = [f"{count} {kind}" for kind, count in kinds.most_common(_SHOWN)]
+    if folders:
+        held.append(f"{folders} folder{'s' * (folders > 1)}")
+        held[-1] += "" if inputs.recursive else " (--recursive enters)"
+    below = " or below" if inputs.recursive else ""
+    return f"no {wanted} in {path}{below}, which holds {' and '.join(held) or 'nothing'}"
+
+
+def _names(folder: Path) -> tuple[list[str], int]:
+    """The visible files of a folder, and the number of its folders."""
+    names, folders = [], 0
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not entry.name.startswith("."):
+                if entry.is_dir():
+                    folders += 1
+                else:
+                    names.append(entry.name)
+    return names, folders

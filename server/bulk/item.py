@@ -1,14 +1,17 @@
-"""What passes through a run: a picture of a data set, and what became of it."""
+"""What passes through a run: a picture of a data set, its content, and what became of it."""
 
 from __future__ import annotations
 
+import stat
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from server.bulk.sentences import full_sentences
+from rediff_model.network.addresses import is_url
+from server.images.decode import ImageError, ImageLimits, decode_image
 
-CUT_OFF = "length"
-"""The finish reason of a caption that was longer than its canvas."""
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 class BulkError(Exception):
@@ -77,19 +80,69 @@ class Captioned:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Wording:
-    """How a caption is written: `trigger, prepend caption append`."""
+class PictureError(Exception):
+    """A picture that cannot be used; the message says why, in a line."""
 
-    prepend: str = ""
-    append: str = ""
-    trigger: str = ""
-    full_sentences: bool = False
-    """Captions that were cut off end at their last full sentence."""
 
-    def around(self, text: str, finish_reason: str) -> str:
-        """The text as it is written; only the trigger brings a comma of its own."""
-        if self.full_sentences and finish_reason == CUT_OFF:
-            text = full_sentences(text)
-        lead = f"{self.trigger}, " if self.trigger else ""
-        return f"{lead}{self.prepend}{text}{self.append}"
+def read(item: Item, most_bytes: int) -> bytes:
+    """The bytes of a picture's file.
+
+    Raises:
+        PictureError: it cannot be read, or is larger than `most_bytes`.
+    """
+    if item.content is not None:
+        content = item.content
+    else:
+        try:
+            content = _read(item, most_bytes)
+        except OSError as error:
+            if is_url(item.source):
+                raise PictureError("it is a URL: download it first") from None
+            raise PictureError(error.strerror or type(error).__name__) from None
+        except ValueError as error:
+            raise PictureError(str(error)) from None
+    if len(content) > most_bytes:
+        raise PictureError(f"the file is above the limit of {most_bytes} bytes")
+    return content
+
+
+def _read(item: Item, most_bytes: int) -> bytes:
+    path = Path(item.source)
+    # Opening a pipe would wait for somebody to write to it.
+    if stat.S_ISFIFO(path.stat().st_mode):
+        raise ValueError("it is a pipe, not a file")
+    wanted = most_bytes + 1 if item.size is None else min(item.size, most_bytes + 1)
+    with path.open("rb") as stream:
+        stream.seek(item.offset)
+        content = stream.read(wanted)
+    if item.size is not None and len(content) < wanted:
+        raise ValueError("the shard ends within the picture")
+    return content
+
+
+def decode(item: Item, limits: ImageLimits) -> Image.Image:
+    """The picture, through the same door as those of the server.
+
+    Raises:
+        PictureError: it cannot be read or decoded, or is above a limit.
+    """
+    try:
+        return decode_image(read(item, limits.max_bytes), limits)
+    except ImageError as error:
+        raise PictureError(error.message) from None
+
+
+def utf8(name: str) -> str:
+    """The name as valid Unicode: bytes that are no UTF-8 become codes, unlike those of others."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def one_line(text: str) -> str:
+    """The text with codes for line ends and for whatever else a terminal would obey."""
+    return "".join(map(_visible, text))
+
+
+def _visible(character: str) -> str:
+    if character.isprintable():
+        return character
+    return character.encode("unicode_escape").decode()

@@ -2,29 +2,107 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
-from server.bulk.item import BulkError
-from server.bulk.pictures import PictureError
-from server.bulk.work import Work
-from server.bulk.workers import Decoders
+from rediff_model.sampling.outputs import Generation
+from server.api.responses import caption_confidence
+from server.bulk.decoders import Decoders
+from server.bulk.item import BulkError, Captioned, PictureError
 from server.engine.engine import Engine
+from server.engine.request import Failure, Job
 from server.metrics import Metrics
-from server.offline import CannotCaption
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from server.bulk.item import Captioned, Item
+    from PIL import Image
+
+    from rediff_model.sampling.params import SamplerSettings
+    from server.bulk.item import Item
+    from server.bulk.order import Fitted, Order
     from server.engine.config import EngineConfig
     from server.engine.engine import State
-    from server.engine.request import Event, Runner
+    from server.engine.request import Event, Prepared, Runner
     from server.images.decode import ImageLimits
-    from server.offline import Fitted, Order
+
+_REASONS: Final = {
+    "request": "the caption could not be begun",
+    "step": "the step that computed it failed twice",
+    "numbers": "the model gave numbers that are not finite",
+    "memory": "there is not enough memory for it",
+}
+
+logger = logging.getLogger(__name__)
+
+
+class EngineClient:
+    """An engine that is ready, and how pictures go in and captions come out."""
+
+    def __init__(self, engine: Engine) -> None:
+        assert engine.runner is not None
+        self._engine = engine
+        self.runner: Runner = engine.runner
+
+    def submit(
+        self,
+        picture: Image.Image,
+        fitted: Fitted,
+        tell: Callable[[Event | PictureError], None],
+    ) -> None:
+        """Encode a picture and queue it; `tell` hears what `result` understands, once."""
+        try:
+            prompt = self.runner.prepare(picture, fitted.question)
+        # Whatever one picture does to the model must not cost the others.
+        except Exception as error:
+            logger.debug("a picture could not be encoded", exc_info=True)
+            tell(PictureError(f"it cannot be encoded: {error}"))
+        else:
+            self._queue(prompt, fitted.settings, tell, may_fail=True)
+
+    def result(self, event: Event | PictureError, fitted: Fitted) -> Captioned | PictureError:
+        """The caption of a picture begun with `fitted`, or why there is none.
+
+        Raises:
+            BulkError: the engine ended.
+        """
+        if isinstance(event, PictureError):
+            return event
+        if isinstance(event, Generation):
+            text = self.runner.decode(event.ids).strip()
+            return Captioned(
+                text=text,
+                confidence=caption_confidence(text, event.confidences[: len(event.ids)]),
+                revisions=event.revisions,
+                steps=event.steps,
+                finish_reason=event.finish_reason,
+                warning="; ".join(fitted.warnings),
+            )
+        assert isinstance(event, Failure)
+        if event.kind == "engine":
+            raise BulkError(f"the engine ended: {self._engine.error}")
+        return PictureError(event.message or _REASONS.get(event.kind, event.kind))
+
+    def _queue(
+        self,
+        prompt: Prepared,
+        settings: SamplerSettings,
+        tell: Callable[[Event | PictureError], None],
+        *,
+        may_fail: bool,
+    ) -> None:
+        def told(event: Event) -> None:
+            # A step fails for everybody in it, whoever is the cause: the others have a second try.
+            if may_fail and isinstance(event, Failure) and event.kind == "step":
+                self._queue(prompt, settings, tell, may_fail=False)
+            else:
+                tell(event)
+
+        self._engine.submit(Job(prompt, settings, told))
 
 
 class Local:
@@ -40,7 +118,7 @@ class Local:
     ) -> None:
         """`engine` is ready; `fitted` is the order for its model."""
         self._engine = engine
-        self._work = Work(engine)
+        self._client = EngineClient(engine)
         self._decoders = decoders
         self._fitted = fitted
         self.window = _window(max_batch, workers)
@@ -75,11 +153,9 @@ class Local:
                 raise BulkError(str(engine.error))
             assert engine.runner is not None
             fitted = order.fit(engine.runner)
-        except BaseException as error:
+        except BaseException:
             decoders.close()
             engine.close()
-            if isinstance(error, CannotCaption):
-                raise BulkError(str(error)) from None
             raise
         return cls(engine, decoders, fitted, config.max_batch, workers)
 
@@ -90,7 +166,7 @@ class Local:
         number, event = self._done.get()
         if isinstance(event, BulkError):
             raise event
-        return number, self._work.result(event, self._fitted)
+        return number, self._client.result(event, self._fitted)
 
     def close(self) -> None:
         self._decoders.close()
@@ -105,7 +181,7 @@ class Local:
                 self._done.put((number, picture))
                 continue
             tell = partial(self._tell, number)
-            self._work.begin(picture, self._fitted, tell)
+            self._client.submit(picture, self._fitted, tell)
 
     def _tell(self, number: int, event: Event | PictureError) -> None:
         self._done.put((number, event))

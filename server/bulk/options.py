@@ -12,8 +12,9 @@ from rediff_model.files.atomic import is_direct
 from rediff_model.machine import usable_processors
 from rediff_model.network.addresses import AddressError, server_url, without_password
 from server.bulk.inputs import Inputs, Naming, is_data_set
-from server.bulk.item import BulkError, Wording
+from server.bulk.item import BulkError
 from server.bulk.tables import TableFormat
+from server.bulk.wording import Wording
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -128,14 +129,15 @@ class BulkOptions(BaseModel):
             return self.out.with_name(f"{self.out.name}.doubtful")
         return self.out.with_name(f"{self.out.stem}.doubtful{self.out.suffix}")
 
-    @property
-    def inputs(self) -> Inputs:
+    def inputs(self, max_bytes: int) -> Inputs:
+        """Where pictures come from; `max_bytes` bounds one from a pipe."""
         return Inputs(
             self.files,
             self.lists,
             self.recursive,
             self.globs,
             self.naming,
+            max_bytes,
             self.image_column,
             self.id_column,
         )
@@ -150,7 +152,7 @@ class BulkOptions(BaseModel):
         if not self.files and not self.lists:
             raise BulkError("name pictures, folders or shards, or a file of paths with --list")
         if self.overwrite and self.resume:
-            raise BulkError("--overwrite begins anew, --resume does not: give one")
+            raise BulkError("--overwrite starts over, --resume does not: give one")
         self._check_ray()
         if not self.writes:
             for name in ("overwrite", "resume", "min_confidence", "doubtful", "report"):

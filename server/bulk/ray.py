@@ -10,9 +10,8 @@ from collections import deque
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from server.bulk.item import BulkError, Captioned, Item
-from server.bulk.journal import Journal
-from server.bulk.pictures import PictureError, read
+from server.bulk.item import BulkError, Captioned, Item, PictureError, read
+from server.bulk.tables import Journal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from server.bulk.options import BulkOptions
-    from server.offline import Order
+    from server.bulk.order import Order
     from server.settings import Settings
 
 _CALLS: Final = 2
@@ -76,7 +75,7 @@ class RayCaptioner:
         if settings.device.startswith("cuda:"):
             raise BulkError(f"--device {settings.device} is one machine's: with --ray say cuda")
         ray = _load()
-        ahead = Journal(ahead_of(options.out), head, anew=options.overwrite)
+        ahead = Journal(ahead_path(options.out), head, overwrite=options.overwrite)
         try:
             if not ray.is_initialized():
                 ray.init(
@@ -181,7 +180,7 @@ class RayCaptioner:
             self._ready.append((number, caption))
 
 
-def ahead_of(path: Path) -> Path:
+def ahead_path(path: Path) -> Path:
     """Where captions wait that were done before those in front of them."""
     return path.with_name(path.name + ".ray")
 

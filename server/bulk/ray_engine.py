@@ -8,19 +8,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from server.bulk.item import BulkError, Captioned, Item
-from server.bulk.pictures import PictureError, decode
-from server.bulk.work import Work
+from server.bulk.item import BulkError, Captioned, Item, PictureError, decode
+from server.bulk.local import EngineClient
+from server.bulk.order import Order
 from server.engine.engine import Engine
+from server.images.decode import image_limits
 from server.metrics import Metrics
-from server.offline import Order, image_limits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from server.bulk.order import Fitted
     from server.engine.engine import State
     from server.engine.request import Event
-    from server.offline import Fitted
     from server.settings import Settings
 
 _UNBOUNDED: Final = 2**31
@@ -58,15 +58,14 @@ class Captions:
         self._engine.start()
         if states.get() != "ready":
             raise BulkError(str(self._engine.error))
-        self._work = Work(self._engine)
+        self._client = EngineClient(self._engine)
         self._threads = ThreadPoolExecutor(threads, "prepare")
 
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         """The answers, in the order of the rows.
 
         Raises:
-            CannotCaption: prompt or settings of a row cannot be used.
-            BulkError: the engine ended.
+            BulkError: prompt or settings of a row cannot be used, or the engine ended.
         """
         rows = [
             {name: column[number] for name, column in batch.items()}
@@ -85,7 +84,7 @@ class Captions:
 
     def _fitted(self, prompt: str, settings: str) -> Fitted:
         order = Order.read(self._asked, json.loads(settings or "{}"), prompt)
-        return order.fit(self._work.runner)
+        return order.fit(self._client.runner)
 
     def _begin(
         self,
@@ -106,10 +105,10 @@ class Captions:
         except PictureError as error:
             tell(error)
         else:
-            self._work.begin(picture, fitted, tell)
+            self._client.submit(picture, fitted, tell)
 
     def _answer(self, event: Event | PictureError, fitted: Fitted) -> dict[str, Any]:
-        result = self._work.result(event, fitted)
+        result = self._client.result(event, fitted)
         if isinstance(result, PictureError):
             return _NOTHING | {"error": str(result)}
         return _NOTHING | asdict(result)

@@ -12,16 +12,15 @@ import httpx
 
 from rediff_model.network.addresses import without_password
 from rediff_model.network.proxies import ProxyError
-from server.bulk.item import BulkError, Captioned
-from server.bulk.pictures import PictureError, read
+from server.bulk.item import BulkError, Captioned, PictureError, read
 from server.client import BadAnswer, Client, Fields, ServerRefused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from server.bulk.item import Item
+    from server.bulk.order import Order
     from server.client import Version
-    from server.offline import Order
 
 T = TypeVar("T")
 

@@ -9,14 +9,14 @@ import tarfile
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from rediff_model.files.lock import lock
-from server.bulk.pictures import read
+from server.bulk.item import read
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from server.bulk.item import Captioned, Item
-    from server.bulk.output import Doubt
+    from server.bulk.outputs import Doubt
 
 _BLOCK: Final = 512
 _SHARD: Final = re.compile(r"\d{6}\.tar")
@@ -27,6 +27,8 @@ _PART: Final = "part.rediff"
 class Shards:
     """One folder of shards, and one more for doubtful captions."""
 
+    once = True
+
     def __init__(
         self,
         folder: Path,
@@ -35,22 +37,24 @@ class Shards:
         shard_size: int,
         max_bytes: int,
         *,
-        anew: bool,
+        overwrite: bool,
     ) -> None:
-        """`max_bytes` bounds a picture's file; `anew` removes shards of earlier runs.
+        """`max_bytes` bounds a picture's file; `overwrite` removes shards of earlier runs.
 
         Raises:
             Locked: another run writes to one of the folders.
         """
         self._max_bytes = max_bytes
         self._doubt = doubt
-        self._plain = ShardWriter(folder, shard_size, anew=anew)
-        self._doubtful = None if doubtful is None else ShardWriter(doubtful, shard_size, anew=anew)
+        self._plain = ShardWriter(folder, shard_size, overwrite=overwrite)
+        self._doubtful = (
+            None if doubtful is None else ShardWriter(doubtful, shard_size, overwrite=overwrite)
+        )
 
-    def refuses(self, item: Item) -> str | None:
+    def refusal(self, item: Item) -> str | None:
         return None
 
-    def holds(self, item: Item) -> bool:
+    def is_done(self, item: Item) -> bool:
         return any(item.identity in writer.sources for writer in self._writers)
 
     def add(self, item: Item, caption: Captioned) -> None:
@@ -75,14 +79,14 @@ class Shards:
 class ShardWriter:
     """Fills one shard after the other. The samples in them are what a later run goes on from."""
 
-    def __init__(self, folder: Path, shard_size: int, *, anew: bool) -> None:
+    def __init__(self, folder: Path, shard_size: int, *, overwrite: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._shard_size = shard_size
         self._part = (folder / _PART).open("a+b")
         try:
             lock(self._part, folder)
-            if anew:
+            if overwrite:
                 self._part.truncate(0)
                 for shard in shards_in(folder):
                     shard.unlink()

@@ -3,7 +3,7 @@
 # Annotations are not postponed here: typer reads them at run time.
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -24,13 +24,6 @@ from server.commands.options import (
     option,
     read_settings,
 )
-from server.terminal import echo, json_line
-
-if TYPE_CHECKING:
-    from server.bulk.options import BulkOptions
-    from server.offline import Order
-    from server.settings import Settings
-
 
 Text = str | None
 Number = int | None
@@ -274,22 +267,17 @@ def caption(
     from server.bulk.command import caption as run
     from server.bulk.item import BulkError
     from server.bulk.options import BulkOptions
-    from server.offline import CannotCaption, Order
+    from server.bulk.order import Order
 
     try:
         options = BulkOptions.read(given)
         order = Order.read(settings, given, _question(prompt, prompt_file))
-    except (BulkError, CannotCaption) as error:
+    except BulkError as error:
         raise UsageError(str(error)) from None
     try:
-        if options.writes or options.base_url is not None:
-            key = _key()
-            status = run(
-                options, settings, order, lambda: load_runner(settings), key, as_json=as_json
-            )
-        else:
-            status = _print(options, settings, order, as_json=as_json)
-    except (BulkError, CannotCaption) as error:
+        key = None if options.base_url is None else _key()
+        status = run(options, settings, order, lambda: load_runner(settings), key, as_json=as_json)
+    except BulkError as error:
         raise CommandError(str(error)) from None
     raise typer.Exit(status)
 
@@ -315,30 +303,3 @@ def _question(prompt: str | None, prompt_file: Path | None) -> str | None:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise CommandError(f"--prompt-file {prompt_file}: {reason}") from None
-
-
-def _print(options: "BulkOptions", settings: "Settings", order: "Order", *, as_json: bool) -> int:
-    """Captions of a few files on standard output; the exit status."""
-    from server.bulk.names import one_line, utf8
-    from server.offline import Captions
-
-    captions = Captions.open(lambda: load_runner(settings), settings, order)
-    for warning in captions.fitted.warnings:
-        echo(f"rediff: {warning}", err=True)
-    warned = {"warnings": captions.fitted.warnings} if captions.fitted.warnings else {}
-    failed = False
-    for result in captions.of(options.files):
-        failed |= result.generation is None
-        reason = "" if result.generation is None else result.generation.finish_reason
-        text = options.wording.around(result.text, reason)
-        if as_json:
-            row = result.row() | {"file": utf8(str(result.path))}
-            if result.generation is not None:
-                row |= {"caption": text, **warned}
-            echo(json_line(row))
-        elif result.generation is None:
-            echo(f"rediff: {one_line(str(result.path))}: {result.error}", err=True)
-        else:
-            name = one_line(str(result.path))
-            echo(text if len(options.files) == 1 else f"{name}: {text}")
-    return int(failed)

@@ -11,6 +11,8 @@ from server.errors import ServeError
 if TYPE_CHECKING:
     from PIL import Image
 
+    from server.settings import Settings
+
 ImageLimits = Limits
 
 _ERRORS: Final[dict[Reason, tuple[int, str]]] = {
@@ -31,6 +33,11 @@ class ImageError(ServeError):
         self.status = status
         """400 broken, 413 too large, 415 not a picture of the formats taken."""
         self.code = code
+
+
+def image_limits(settings: Settings) -> ImageLimits:
+    """Return the limits that the settings set."""
+    return ImageLimits(settings.max_image_bytes, settings.max_image_pixels, settings.max_image_side)
 
 
 def decode_image(data: bytes, limits: ImageLimits) -> Image.Image:

@@ -13,8 +13,8 @@ from benchmarks import cost, plan, scale
 from benchmarks.plan import Plan
 from rediff_model.config import ModelConfig, VisionConfig
 from rediff_model.vision.siglip import SiglipTower, build_projector
-from server.bulk.journal import Journal
 from server.bulk.shards import ShardWriter
+from server.bulk.tables import Journal
 from server.engine.memory import row_bytes
 
 PAGE = Path(__file__).parents[2] / "docs" / "scale.md"
@@ -101,7 +101,7 @@ def test_a_measured_rate_replaces_the_model() -> None:
 def test_rows_and_samples_are_as_large_as_what_is_written(tmp_path: Path) -> None:
     picture = item(Path("pictures/000000/00000000.jpg"))
     row = captioned("x" * 550).row(picture)
-    journal = Journal(tmp_path / "journal", {}, anew=True)
+    journal = Journal(tmp_path / "journal", {}, overwrite=True)
     journal.append(row)
     before = (tmp_path / "journal").stat().st_size
     journal.append(row)
@@ -109,7 +109,7 @@ def test_rows_and_samples_are_as_large_as_what_is_written(tmp_path: Path) -> Non
     written = (tmp_path / "journal").stat().st_size - before
     size = Plan(caption_bytes=len(row["caption"]), image_kb=7.0)
     assert written == pytest.approx(plan.row_bytes(size), rel=0.05)
-    writer = ShardWriter(tmp_path / "shards", 1000, anew=True)
+    writer = ShardWriter(tmp_path / "shards", 1000, overwrite=True)
     for _ in range(4):
         writer.append(".jpg", bytes(7000), row)
     writer.close()

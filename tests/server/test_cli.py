@@ -82,7 +82,7 @@ def test_several_files_are_named_batched_and_a_bad_one_does_not_stop_them(
         f"rediff: {pictures[1]}: the image must be one of JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF",
         f"rediff: {missing}: No such file or directory",
     ]
-    assert runner.starts == [["a pear"], ["a pear"]]
+    assert [prompt for batch in runner.starts for prompt in batch] == ["a pear"] * 2
 
 
 def test_numbers_that_are_not_finite_are_told_and_not_waited_for(
@@ -132,6 +132,27 @@ def test_of_an_endless_file_no_more_is_read_than_the_limit(
     assert capsys.readouterr().err == (
         f"rediff: {pipe}: the file is above the limit of 1024 bytes\n"
     )
+
+
+@pytest.mark.parametrize("where", ["printed", "written"])
+def test_a_picture_comes_from_a_pipe(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    runner: FakeRunner,
+    tmp_path: Path,
+    where: str,
+) -> None:
+    """As `rediff caption <(command)`: no process of ours but this one can open it."""
+    pipe, out = tmp_path / "pipe", tmp_path / "out.jsonl"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.write_bytes(png()))
+    writer.start()
+    words: list[str | Path] = ["--out", out, "--progress"] if where == "written" else []
+    assert rediff(monkeypatch, "caption", pipe, *words) == 0
+    writer.join()
+    printed = capsys.readouterr().out
+    written = json.loads(out.read_text())["caption"] + "\n" if where == "written" else printed
+    assert written == f"{DEFAULT_CAPTION}\n"
 
 
 def test_a_blank_prompt_is_the_default_one(

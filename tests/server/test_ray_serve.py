@@ -20,11 +20,11 @@ import httpx
 import kubernetes_validate
 import pytest
 import yaml
+from bulk_case import captions_one_by_one
 from PIL import Image
 from pydantic import ValidationError
 
-from server.engine.model_runner import SamplerRunner
-from server.offline import Captions, Order
+from server.bulk.order import Order
 from server.settings import Settings
 
 if TYPE_CHECKING:
@@ -198,8 +198,7 @@ def test_replicas_answer_as_one_engine_does_also_after_a_kill(
         Image.effect_noise((64, 48), 20 + 20 * number).convert("RGB").save(file)
     settings = Settings.read({"model": str(checkpoint)})
     order = Order.read(settings, SAMPLING, None)
-    captions = Captions.open(lambda: SamplerRunner.load(settings.engine()), settings, order)
-    expected = [one.text for one in captions.of(files)]
+    expected = list(captions_one_by_one(settings, order, files).values())
     images = [file.read_bytes() for file in files] * 4
     with ThreadPoolExecutor(len(images)) as threads:
         answers = list(threads.map(lambda image: patiently(served.address, image), images))

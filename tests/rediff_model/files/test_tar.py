@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from rediff_model.files.tar import members
+from server.bulk.inputs import Inputs
 from server.bulk.item import Item
-from server.bulk.tar_input import pictures_of
 from training.data.archive import members as training_members
 from training.data.problems import Report
 
@@ -31,7 +31,7 @@ def archive(*names: str) -> bytes:
 def test_archives_joined_end_to_end_are_one(tmp_path: Path) -> None:
     shard = tmp_path / "both.tar"
     shard.write_bytes(archive("a.png") + archive("b.png", "c.png"))
-    served = list(pictures_of(shard, [".png"]))
+    served = list(Inputs((shard,)))
     trained = list(training_members([shard], Report()))
     assert [item.member for item in served if isinstance(item, Item)] == ["a.png", "b.png", "c.png"]
     assert [one.read() for one in trained] == [b"a.png", b"b.png", b"c.png"]

@@ -20,7 +20,7 @@ from rediff_model.chat_template import DEFAULT_QUESTION
 from server import cli
 from server.bulk.item import BulkError
 from server.bulk.options import BulkOptions
-from server.bulk.tables import journal_of
+from server.bulk.tables import journal_path
 from server.commands import caption
 from server.commands.options import CommandError
 from server.engine.taught import REPLACED
@@ -173,8 +173,8 @@ def test_a_stopped_run_goes_on_only_when_asked_and_with_the_same_order(
     status, _, err = command(folder, "--out", out)
     assert status == 1
     assert err == (
-        f"rediff: {journal_of(out)} is of a run that was stopped: --resume goes on, "
-        "--overwrite begins anew\n"
+        f"rediff: {journal_path(out)} is of a run that was stopped: --resume goes on, "
+        "--overwrite starts over\n"
     )
     status, _, err = command(folder, "--out", out, "--resume", "--prompt", "pear")
     assert "was begun with prompt None, now it is 'pear'" in err

@@ -13,8 +13,7 @@ import pytest
 from bulk_case import png, write_pictures, write_tar
 
 from server.bulk.inputs import Inputs
-from server.bulk.item import BulkError, Item, Unreadable
-from server.bulk.pictures import PictureError, read
+from server.bulk.item import BulkError, Item, PictureError, Unreadable, read
 
 if TYPE_CHECKING:
     from server.bulk.inputs import Naming

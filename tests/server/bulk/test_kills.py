@@ -12,11 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
-from bulk_case import write_pictures
+from bulk_case import captions_one_by_one, write_pictures
 from PIL import Image
 
-from server.engine.model_runner import SamplerRunner
-from server.offline import Captions, Order
+from server.bulk.order import Order
 from server.settings import Settings
 
 ROOT = Path(__file__).parents[3]
@@ -155,11 +154,8 @@ def test_killed_with_the_embedded_checkpoint_nothing_is_lost(tmp_path: Path) -> 
     rows = [json.loads(line) for line in (out / "out.jsonl").read_text().splitlines()]
     settings = Settings.read({"max_batch": 4})
     order = Order.read(settings, {"canvas_length": CANVAS}, None)
-    captions = Captions.open(lambda: SamplerRunner.load(settings.engine()), settings, order)
-    paths = sorted((tmp_path / "set").iterdir())
-    assert [(row["source"], row["caption"]) for row in rows] == [
-        (str(one.path), one.text) for one in captions.of(paths)
-    ]
+    expected = captions_one_by_one(settings, order, sorted((tmp_path / "set").iterdir()))
+    assert [(Path(row["source"]), row["caption"]) for row in rows] == list(expected.items())
     assert sorted(contents(out)) == ["out.jsonl", "report.jsonl"]
 
 

@@ -13,15 +13,15 @@ from server_fakes import DEFAULT_CAPTION, FakeRunner
 
 from server.bulk.item import BulkError, Captioned
 from server.bulk.local import Local
+from server.bulk.order import Order
 from server.images.decode import ImageLimits
-from server.offline import CannotCaption, Order
 from server.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from server.bulk.pictures import PictureError
+    from server.bulk.item import PictureError
     from server.engine.request import Job, Runner
 
 
@@ -117,5 +117,5 @@ def test_more_new_tokens_than_the_canvas_are_as_many_as_it_has() -> None:
     for asked, got in ((None, 8), (5, 5), (100, 8)):
         order = Order.read(settings, {"max_new_tokens": asked}, None)
         assert order.fit(FakeRunner()).settings.canvas_length == got
-    with pytest.raises(CannotCaption, match="give one"):
+    with pytest.raises(BulkError, match="give one"):
         Order.read(settings, {"max_new_tokens": 4, "canvas_length": 4}, None)

@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from bulk_case import NOT_READ, write_tar
+from bulk_case import NOT_READ, captions_one_by_one, write_tar
 from PIL import Image
 
 from server.bulk.item import BulkError
 from server.bulk.options import BulkOptions
+from server.bulk.order import Order
 from server.bulk.ray import RayCaptioner, read_row
-from server.engine.model_runner import SamplerRunner
-from server.offline import Captions, Order
 from server.settings import Settings
 
 if TYPE_CHECKING:
@@ -52,9 +51,8 @@ def local(folder: Path, checkpoint: Path) -> list[tuple[str, str]]:
     """Name and caption of every picture, from an engine in this process."""
     settings = Settings.read({"model": str(checkpoint), "max_batch": 4})
     order = Order.read(settings, {"tokens_per_step": 1, "canvas_length": CANVAS}, None)
-    captions = Captions.open(lambda: SamplerRunner.load(settings.engine()), settings, order)
-    found = captions.of(sorted(folder.iterdir()))
-    return [(one.path.name, one.text) for one in found if one.error is None]
+    found = captions_one_by_one(settings, order, sorted(folder.iterdir()))
+    return [(path.name, text) for path, text in found.items()]
 
 
 @contextmanager

@@ -14,13 +14,11 @@ from server_fakes import CANVAS, DEFAULT_CAPTION
 from server_wire import serving
 
 from server.bulk.inputs import Inputs
-from server.bulk.item import BulkError, Captioned
+from server.bulk.item import BulkError, Captioned, PictureError
 from server.bulk.options import BulkOptions
-from server.bulk.output import Doubt
-from server.bulk.pictures import PictureError
+from server.bulk.order import Order
+from server.bulk.outputs import Doubt, Sidecars
 from server.bulk.remote import Remote
-from server.bulk.sidecars import Sidecars
-from server.offline import Order
 from server.settings import Settings
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from bulk_case import KnownCaptioner, captioned, full_disk, item, png, run_over,
 from rediff_model.files.lock import Locked
 from server.bulk.inputs import Inputs
 from server.bulk.item import BulkError
-from server.bulk.output import Doubt
+from server.bulk.outputs import Doubt
 from server.bulk.shards import Shards, holds_any, shards_in
 
 if TYPE_CHECKING:
@@ -24,10 +24,10 @@ PART = "part.rediff"
 
 
 def shards(
-    folder: Path, size: int = 2, doubtful: Path | None = None, *, anew: bool = False
+    folder: Path, size: int = 2, doubtful: Path | None = None, *, overwrite: bool = False
 ) -> Shards:
     doubt = Doubt(None if doubtful is None else 0.5)
-    return Shards(folder, doubtful, doubt, size, 10_000, anew=anew)
+    return Shards(folder, doubtful, doubt, size, 10_000, overwrite=overwrite)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -114,7 +114,7 @@ def test_beginning_anew_removes_shards_and_nothing_else(tmp_path: Path, pictures
     out = tmp_path / "out"
     run_over(pictures, shards(out))
     (out / "mine.tar").write_bytes(b"")
-    run_over(Inputs(pictures.paths[:1]), shards(out, anew=True))
+    run_over(Inputs(pictures.paths[:1]), shards(out, overwrite=True))
     assert list(contents(out)) == ["000000.tar", "mine.tar"]
 
 

@@ -15,8 +15,8 @@ from bulk_case import KnownCaptioner, full_disk, item, run_over, write_pictures
 
 from server.bulk.inputs import Inputs
 from server.bulk.item import BulkError, Item, Unreadable
-from server.bulk.output import Doubt
-from server.bulk.tables import COLUMNS, Table, TableFormat, journal_of
+from server.bulk.outputs import Doubt
+from server.bulk.tables import COLUMNS, Table, TableFormat, journal_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -26,12 +26,14 @@ NAMES = ["a.png", "b, b.png", "bad.png", "dim.png", "e.png"]
 FORMATS: tuple[TableFormat, ...] = ("jsonl", "json", "csv", "parquet")
 
 
-def table(path: Path, *, least: float | None = None, anew: bool = False) -> Table:
+def table(path: Path, *, least: float | None = None, overwrite: bool = False) -> Table:
     kind = path.suffix.removeprefix(".")
     doubtful = None if least is None else path.with_stem("doubtful")
     for table_format in FORMATS:
         if table_format == kind:
-            return Table(path, doubtful, Doubt(least), table_format, {"model": "m"}, anew=anew)
+            return Table(
+                path, doubtful, Doubt(least), table_format, {"model": "m"}, overwrite=overwrite
+            )
     raise AssertionError(kind)
 
 
@@ -76,7 +78,7 @@ def test_rows_have_confidence_and_revisions_in_the_order_of_the_inputs(
         "finish_reason": "stop",
         "warning": "",
     }
-    assert not journal_of(path).exists()
+    assert not journal_path(path).exists()
 
 
 def test_json_maps_ids_to_captions(tmp_path: Path, pictures: Inputs) -> None:
@@ -222,7 +224,7 @@ def test_a_link_stays_one_and_its_file_is_replaced(
     run_over(pictures, table(whole))
     path.symlink_to(tmp_path / "disk" / "real")
     for _ in range(2):
-        run_over(pictures, table(path, anew=True))
+        run_over(pictures, table(path, overwrite=True))
         assert path.is_symlink()
         assert (tmp_path / "disk" / "real").read_bytes() == whole.read_bytes()
     assert [one.name for one in (tmp_path / "disk").iterdir()] == ["real"]
@@ -255,7 +257,7 @@ def test_beginning_anew_forgets_the_rows(tmp_path: Path, pictures: Inputs) -> No
         run_over(pictures, stopped, KnownCaptioner(stops_after=3))
     stopped.close()
     captioner = KnownCaptioner()
-    run_over(_first(pictures), table(path, anew=True), captioner)
+    run_over(_first(pictures), table(path, overwrite=True), captioner)
     assert captioner.asked == ["a.png"]
     assert len(rows(path)) == 1
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from bulk_case import write_pictures, write_tar
 
-from server.bulk.inputs import Inputs
-from server.bulk.nothing import nothing_found
+from server.bulk.inputs import Inputs, nothing_found
 
 
 def test_a_folder_tells_what_was_looked_for_and_what_is_there(tmp_path: Path) -> None:

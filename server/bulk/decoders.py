@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from server.bulk.item import BulkError
-from server.bulk.pictures import PictureError, decode
+from server.bulk.item import BulkError, PictureError, decode
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection

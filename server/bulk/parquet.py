@@ -1,16 +1,16 @@
-"""Pictures of a parquet file: a column of bytes, or of Hugging Face's `{bytes, path}`."""
+"""Parquet files: pictures of a column of bytes (or Hugging Face's `{bytes, path}`), and pyarrow."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
 from rediff_model.files.image_formats.names import SUFFIX, format_of
-from server.bulk import arrow
 from server.bulk.item import BulkError, Item, Unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+    from types import ModuleType
 
 _ROWS: Final = 16
 """Rows read at a time; pictures of them all are in memory."""
@@ -20,7 +20,7 @@ def pictures_of(
     path: Path, image_column: str, id_column: str | None
 ) -> Iterator[Item | Unreadable]:
     """Every row's picture, named by the column, or by the row's number where that is null."""
-    pyarrow, parquet = arrow.load()
+    pyarrow, parquet = load()
     row = 0
     try:
         with parquet.ParquetFile(path) as file:
@@ -63,7 +63,7 @@ def _name(key: Any) -> str:
 
 def count(path: Path) -> int:
     """Rows of the file; 0 when it cannot be read."""
-    pyarrow, parquet = arrow.load()
+    pyarrow, parquet = load()
     try:
         return int(parquet.read_metadata(path).num_rows)
     except (OSError, ValueError, pyarrow.ArrowException):
@@ -76,7 +76,7 @@ def check(path: Path, image_column: str, id_column: str | None) -> None:
     Raises:
         BulkError: it has others, ids that are lists or objects, or pyarrow is not there.
     """
-    pyarrow, parquet = arrow.load()
+    pyarrow, parquet = load()
     try:
         schema = parquet.read_schema(path)
     except (OSError, ValueError, pyarrow.ArrowException):
@@ -87,3 +87,17 @@ def check(path: Path, image_column: str, id_column: str | None) -> None:
             raise BulkError(f"{path} has no column {column!r}, only {', '.join(schema.names)}")
     if id_column is not None and pyarrow.types.is_nested(kind := schema.field(id_column).type):
         raise BulkError(f"{path}: ids of column {id_column!r} must be text or numbers, not {kind}")
+
+
+def load() -> tuple[ModuleType, Any]:
+    """`pyarrow` and `pyarrow.parquet`.
+
+    Raises:
+        BulkError: it is not installed.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise BulkError("parquet needs pyarrow: pip install 'rediff-serve[data]'") from None
+    return pyarrow, pyarrow.parquet

@@ -1,18 +1,110 @@
-"""A text file for every picture, beside it or in a folder of the same shape."""
+"""Where captions go: what a run needs of an output, standard output, and text files."""
 
 from __future__ import annotations
 
 import errno
 import stat
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from rediff_model.files.atomic import sweep, write_text
-from server.bulk.pictures import PictureError
+from server.bulk.item import PictureError, one_line, utf8
+from server.terminal import json_line
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from server.bulk.item import Captioned, Item
-    from server.bulk.output import Doubt
+
+
+class Output(Protocol):
+    """Takes captions in the order of the inputs."""
+
+    @property
+    def once(self) -> bool:
+        """True if a picture that is named twice is captioned once."""
+        ...
+
+    def refusal(self, item: Item) -> str | None:
+        """Why there is no place for this picture's caption, such as a name that is taken."""
+        ...
+
+    def is_done(self, item: Item) -> bool:
+        """Whether the caption is there from a run before. Asked after `refusal`."""
+        ...
+
+    def add(self, item: Item, caption: Captioned) -> None:
+        """Keep a caption so that it outlives the process."""
+        ...
+
+    def finish(self) -> None:
+        """Nothing more comes: give the output its final form."""
+        ...
+
+    def close(self) -> None:
+        """Let go of files; without `finish` before, a later run goes on."""
+        ...
+
+
+class Doubt:
+    """Which captions go to the second output."""
+
+    def __init__(self, min_confidence: float | None) -> None:
+        self._least = min_confidence
+
+    @property
+    def active(self) -> bool:
+        """Whether there is a limit."""
+        return self._least is not None
+
+    def __call__(self, confidence: float) -> bool:
+        """Whether a confidence is below the limit, if there is one."""
+        return self._least is not None and confidence < self._least
+
+
+class Printed:
+    """The caption alone when there is one file, else `FILE: caption`, or JSON."""
+
+    once = False
+
+    def __init__(self, echo: Callable[[str], None], *, alone: bool, as_json: bool) -> None:
+        """`echo` prints a line."""
+        self._echo = echo
+        self._alone = alone
+        self.as_json = as_json
+
+    def refusal(self, item: Item) -> str | None:
+        return None
+
+    def is_done(self, item: Item) -> bool:
+        return False
+
+    def add(self, item: Item, caption: Captioned) -> None:
+        if self.as_json:
+            row = {
+                "file": utf8(item.source),
+                "caption": caption.text,
+                "finish_reason": caption.finish_reason,
+                "steps": caption.steps,
+                "revisions": caption.revisions,
+            }
+            if caption.warning:
+                row["warnings"] = [caption.warning]
+            self._echo(json_line(row))
+        else:
+            name = one_line(item.source)
+            self._echo(caption.text if self._alone else f"{name}: {caption.text}")
+
+    def failed(self, name: str, source: str, reason: str) -> None:
+        """Print a failure as JSON."""
+        self._echo(json_line({"file": utf8(source), "error": reason}))
+
+    def finish(self) -> None:
+        """Every line is out."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
 
 _OF_THE_NAME: Final = frozenset(
     {
@@ -31,6 +123,8 @@ _OF_THE_NAME: Final = frozenset(
 class Sidecars:
     """`a.txt` for `a.jpg`; the doubtful ones go to `a.doubtful.txt`, or to a folder."""
 
+    once = True
+
     def __init__(
         self, folder: Path | None, doubtful: Path | None, doubt: Doubt, *, overwrite: bool
     ) -> None:
@@ -42,7 +136,7 @@ class Sidecars:
         self._owners: dict[Path, str] = {}
         self._swept: set[Path] = set()
 
-    def refuses(self, item: Item) -> str | None:
+    def refusal(self, item: Item) -> str | None:
         if self._folder is None and item.member:
             return "a shard has no place for sidecars: name a folder with --out"
         below = PurePosixPath(item.relative)
@@ -57,7 +151,7 @@ class Sidecars:
                 return f"its sidecar {path} is that of {owner}"
         return next(filter(None, map(_taken, paths)), None)
 
-    def holds(self, item: Item) -> bool:
+    def is_done(self, item: Item) -> bool:
         paths = self._paths(item)
         for folder in {path.parent for path in paths} - self._swept:
             sweep(folder)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from server.bulk.item import Wording
-from server.bulk.sentences import full_sentences
+from server.bulk.wording import Wording, full_sentences
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,7 @@ from bulk_case import KnownCaptioner, item, run_over, write_pictures
 
 from server.bulk.inputs import Inputs
 from server.bulk.item import Item
-from server.bulk.output import Doubt
-from server.bulk.sidecars import Sidecars
+from server.bulk.outputs import Doubt, Sidecars
 
 
 def sidecars(
@@ -128,8 +127,8 @@ def test_a_sidecar_that_is_no_plain_file_costs_its_picture_alone(tmp_path: Path)
 
 def test_what_has_no_place_is_refused(tmp_path: Path) -> None:
     member = Item("s.tar", "x", "x", ".png", member="x.png")
-    assert "name a folder with --out" in str(sidecars().refuses(member))
-    assert "would be the file itself" in str(sidecars().refuses(item(Path("a.txt"))))
+    assert "name a folder with --out" in str(sidecars().refusal(member))
+    assert "would be the file itself" in str(sidecars().refusal(item(Path("a.txt"))))
 
 
 def test_a_picture_named_twice_is_captioned_once(tmp_path: Path) -> None:
@@ -178,6 +177,6 @@ def test_a_folder_that_cannot_be_written_ends_the_run(
     def forbidden(path: Path, text: str) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr("server.bulk.sidecars.write_text", forbidden)
+    monkeypatch.setattr("server.bulk.outputs.write_text", forbidden)
     with pytest.raises(PermissionError, match=r"a\.txt"):
         run_over([item(picture)], sidecars())

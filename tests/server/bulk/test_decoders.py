@@ -14,8 +14,8 @@ import pytest
 from bulk_case import item, png, write_pictures
 from PIL import Image
 
-from server.bulk.pictures import PictureError
-from server.bulk.workers import Decoders, Worker, WorkerDied
+from server.bulk.decoders import Decoders, Worker, WorkerDied
+from server.bulk.item import PictureError
 from server.images.decode import ImageLimits, decode_image
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ import sys
 from pathlib import Path
 from server.images.decode import ImageLimits
 from server.bulk.item import Item
-from server.bulk.workers import Decoders
+from server.bulk.decoders import Decoders
 
 if __name__ == "__main__":
     decoders = Decoders(2, ImageLimits())
