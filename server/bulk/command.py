@@ -122,7 +122,8 @@ def _local(
 ) -> Captioner:
     from server.bulk.local import Local
 
-    workers = options.workers if options.writes else min(options.workers, len(options.files))
+    # Captions that are printed are few: they need not wait for processes to start.
+    workers = options.workers if options.writes else 0
     return Local.open(load, settings.engine(), order, image_limits(settings), workers)
 
 

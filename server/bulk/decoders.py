@@ -8,6 +8,7 @@ import queue
 import signal
 import threading
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING
 
 from PIL import Image
@@ -35,7 +36,9 @@ class Decoders:
     """
 
     def __init__(self, count: int, limits: ImageLimits) -> None:
-        self._limits = limits
+        """`count` 0 decodes in a thread of this process, which starts sooner: for few pictures."""
+        self._open = partial(Worker if count else Here, limits)
+        count = count or 1
         self._asked: queue.SimpleQueue[tuple[int, Item] | None] = queue.SimpleQueue()
         # Bounded, because decoded pictures are large.
         self._done: queue.Queue[tuple[int, Decoded]] = queue.Queue(maxsize=count)
@@ -70,12 +73,12 @@ class Decoders:
 
     def _serve(self) -> None:
         """One worker's thread."""
-        worker: Worker | None = None
+        worker: Worker | Here | None = None
         try:
             while (asked := self._asked.get()) is not None and not self._closing.is_set():
                 number, item = asked
                 try:
-                    worker = worker or Worker(self._limits)
+                    worker = worker or self._open()
                     self._tell(number, worker.decode(item))
                 except WorkerDied as error:
                     logger.warning("%s: %s", item.identity, error)
@@ -94,6 +97,23 @@ class Decoders:
                 return
             except queue.Full:
                 continue
+
+
+class Here:
+    """Decodes in the thread that asks."""
+
+    def __init__(self, limits: ImageLimits) -> None:
+        self._limits = limits
+
+    def decode(self, item: Item) -> Image.Image | PictureError:
+        """The picture, or why there is none."""
+        try:
+            return decode(item, self._limits)
+        except PictureError as error:
+            return error
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 class WorkerDied(Exception):

@@ -125,3 +125,19 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
         parent.send_signal(signal.SIGKILL)
         # The workers hold it too, so that its end is theirs.
         assert parent.stdout.read() == b""
+
+
+def test_few_pictures_are_decoded_without_a_process(tmp_path: Path) -> None:
+    (good, bad) = write_pictures(tmp_path, ["a.png", "b.png"])
+    bad.write_bytes(b"")
+    before = set(multiprocessing.active_children())
+    decoders = Decoders(0, LIMITS)
+    try:
+        decoders.submit(0, item(good))
+        decoders.submit(1, item(bad))
+        found = dict([decoders.take() or (-1, None), decoders.take() or (-1, None)])
+        assert set(multiprocessing.active_children()) == before
+    finally:
+        decoders.close()
+    assert isinstance(found[0], Image.Image)
+    assert str(found[1]) == "the image is empty"
