@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rediff_model.model import CaptionModel
+    from training.scenes.objective import Text
 
 
 @dataclass(slots=True)
@@ -90,12 +91,16 @@ class TwinObjective(SceneObjective):
         return {"words": batch.weights_NC > 0, "content": batch.slots_NC > 0}
 
     def logits(
-        self, features_BPF: Tensor, inputs_NC: Tensor, states: list[Tensor] | None = None
+        self,
+        features_BPF: Tensor,
+        inputs_NC: Tensor,
+        states: list[Tensor] | None = None,
+        text: Text | None = None,
     ) -> Tensor:
         """Logits of what follows each input, [N x C, V]; `states` receives every layer's rows."""
         decoder = self.captioner.model
         pictures, captions = len(features_BPF), len(inputs_NC)
-        prompt_BQD = self.prompt(features_BPF)[:, :-1]
+        prompt_BQD = self.prompt(features_BPF, text)[:, :-1]
         rows = prompt_BQD.shape[1]
         positions_Q = torch.arange(rows, device=features_BPF.device)
         attend = CausalAttend(pictures)
