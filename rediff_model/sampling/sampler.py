@@ -21,7 +21,7 @@ from rediff_model.config import TokenIds
 from rediff_model.runtime.prompt_cache import Context
 from rediff_model.runtime.thread_pool import spread
 from rediff_model.sampling.batch_state import Slots, allocate, kind_of
-from rediff_model.sampling.filling import ask, choose
+from rediff_model.sampling.choice_passes import ask, choose
 from rediff_model.sampling.ledger import Ledger, Report, StepEvents
 from rediff_model.sampling.outputs import Generation, StepEvent
 from rediff_model.sampling.params import SamplerSettings

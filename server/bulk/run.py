@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Never, Protocol
 
 from tqdm import tqdm
 
-from rediff_model.files.atomic import replacing
+from rediff_model.files.atomic import replacing, sweep
 from server.bulk.item import PictureError, Unreadable, one_line
 from server.bulk.wording import CUT_OFF
 
@@ -238,6 +238,7 @@ class Report:
     """Lines are collected in a temporary file, which replaces `path` when the run ends."""
 
     def __init__(self, path: Path) -> None:
+        sweep(path.resolve().parent)
         self._closing = ExitStack()
         self._stream = self._closing.enter_context(replacing(path))
 

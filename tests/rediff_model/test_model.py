@@ -95,7 +95,7 @@ def test_loading_gives_the_saved_model(config: ModelConfig, tmp_path: Path) -> N
     saved = write_checkpoint(config, tmp_path / "checkpoint")
     loaded = Captioner.load(tmp_path / "checkpoint")
     assert loaded.config == config
-    assert loaded.token_ids == TokenIds(642, (641, 640, 643, 644), 645)
+    assert loaded.token_ids == TokenIds(642, (641, 640, 643, 644), 645, loaded.codec.spaced)
     assert not loaded.model.training
     ours, theirs = loaded.model.state_dict(), saved.state_dict()
     assert ours.keys() == theirs.keys()

@@ -5,21 +5,13 @@ from __future__ import annotations
 import base64
 import json
 import math
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import pytest
 from server_fakes import png
-
-from server.api.app import create_app
-from server.engine.model_runner import SamplerRunner
-from server.metrics import Metrics
-from server.service import Service
-from server.settings import Settings
+from tiny_server import serving
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
 
 pytestmark = pytest.mark.anyio
@@ -27,22 +19,6 @@ pytestmark = pytest.mark.anyio
 PICTURE = base64.b64encode(png()).decode()
 IMAGE = {"base64": PICTURE}
 TEMPLATE = "A {2} cat. {red|dark blue}!"
-
-
-@asynccontextmanager
-async def serving(checkpoint: Path) -> AsyncIterator[httpx.AsyncClient]:
-    settings = Settings.read({"model": str(checkpoint), "threads": 1})
-    config = settings.engine()
-    service = Service(lambda: SamplerRunner.load(config), config, Metrics(), "tiny")
-    app = create_app(service, settings)
-    await service.start()
-    assert await service.settled() == "ready"
-    try:
-        transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            yield client
-    finally:
-        await service.close()
 
 
 def events_in(text: str) -> list[tuple[str, Any]]:

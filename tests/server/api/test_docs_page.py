@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 from server_fakes import running
+from tiny_server import serving
 
 from server.api import examples
 from server.api.schemas import CaptionAnswer, ErrorAnswer
+from server.settings import EMBEDDED
 
 pytestmark = pytest.mark.anyio
 
@@ -56,8 +58,8 @@ def test_the_style_sheets_ask_for_nothing() -> None:
 
 @pytest.mark.parametrize(("path", "body"), REQUESTS)
 async def test_an_example_gets_a_caption(path: str, body: dict[str, Any]) -> None:
-    async with running() as server:
-        answer = await server.client.post(path, json=body)
+    async with serving(EMBEDDED) as client:
+        answer = await client.post(path, json=body)
         assert answer.status_code == 200, answer.text
         assert "error" not in answer.text
 

@@ -127,7 +127,7 @@ add_generation_prompt documents chat_template chat_template_kwargs mm_processor_
 logits_processors return_tokens_as_token_ids return_token_ids cache_salt"""
 FRONT_ENDS = """chat_id session_id id background_tasks features variables model_item tool_ids files
 params filter_ids parent_id message_id models route transforms provider usage reasoning think
-options keep_alive format template enable_thinking citations api_key fallbacks seed temperature"""
+options keep_alive format enable_thinking citations api_key fallbacks seed temperature"""
 
 
 @pytest.mark.parametrize("name", f"{OPENAI} {VLLM} {FRONT_ENDS}".split())

@@ -53,7 +53,7 @@ def test_one_error_is_one_wrong_sentence_and_content_errors_stay_fluent() -> Non
         caption, pair = wrong_caption(seed)
         before = parse(caption.text, NAMES)
         after = parse(sample_tokenizer().decode(pair.org_ids), NAMES)
-        changed = [new for old, new in zip(before, after, strict=True) if old != new]
+        changed = [new for old, new in zip(before, after, strict=True) if old.text != new.text]
         assert len(changed) == 1
         kinds = slot_ids(sample_tokenizer(), caption)[1]
         agreement_only = not any(kinds[i] for i in pair.changed)
