@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Final
 
@@ -11,8 +12,6 @@ from rediff_model.files.image_formats.names import format_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from server.client.run import Cell, Run
 
 FRAME_SECONDS: Final = 0.16
 REST_SECONDS: Final = 2.0
@@ -37,11 +36,22 @@ _STYLE: Final = """
 """
 
 
-def animation(run: Run) -> str:
-    """HTML of a run: its picture, the canvas step by step, and what it counted."""
-    canvases = run.canvases()
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What stands at one position of the canvas."""
+
+    text: str | None = None
+    """None is a mask; empty behind the end of the caption."""
+    kind: str = ""
+    """`reveal` or `revise` in the step that did it, else empty."""
+    was: str = ""
+    """The text that a revision replaced."""
+
+
+def animation(picture: bytes, canvases: Sequence[Sequence[Cell]], below: str) -> str:
+    """HTML of a picture, the canvas before and after each step beside it, and a line below."""
     seconds = FRAME_SECONDS * (len(canvases) - 1) + REST_SECONDS
-    digest = hashlib.sha256(repr((run.steps, run.answer.id)).encode()).hexdigest()
+    digest = hashlib.sha256(repr((canvases, below)).encode()).hexdigest()
     # Styles of a notebook hold for the whole page.
     name = f"rediff-{digest[:12]}"
     style = _STYLE.format(
@@ -54,11 +64,9 @@ def animation(run: Run) -> str:
         f'<p style="animation-delay:{number * FRAME_SECONDS:.2f}s">{_line(cells)}</p>'
         for number, cells in enumerate(canvases)
     )
-    answer = run.answer
-    counts = f"{answer.steps} steps, {answer.revisions} revisions: {answer.caption}"
     return (
-        f'<style>{style}</style><div class="{name}">{_picture(run.picture)}'
-        f"<div>{frames}</div></div><p>{escape(counts)}</p>"
+        f'<style>{style}</style><div class="{name}">{_picture(picture)}'
+        f"<div>{frames}</div></div><p>{escape(below)}</p>"
     )
 
 

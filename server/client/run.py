@@ -5,25 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
-from server.client.animation import animation
+from server.client.animation import Cell, animation
 from server.client.events import Canvas, Step
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from server.api.schemas import CaptionAnswer
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """What stands at one position of the canvas."""
-
-    text: str | None = None
-    """None is a mask; empty behind the end of the caption."""
-    kind: str = ""
-    """`reveal` or `revise` in the step that did it, else empty."""
-    was: str = ""
-    """The text that a revision replaced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,4 +57,6 @@ class Run:
 
     def _repr_html_(self) -> str:
         """The animation, for notebooks: no script, every text escaped."""
-        return animation(self)
+        answer = self.answer
+        counts = f"{answer.steps} steps, {answer.revisions} revisions: {answer.caption}"
+        return animation(self.picture, self.canvases(), counts)
