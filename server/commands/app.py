@@ -19,6 +19,7 @@ from server.commands.command import Command, OutputClosedError
 from server.commands.data import data
 from server.commands.evaluate import evaluate, experiment
 from server.commands.options import PREFIX, CommandError, variable_of
+from server.commands.score import score
 from server.commands.serve import serve
 from server.commands.tools import bench, doctor
 from server.commands.train import train
@@ -33,6 +34,7 @@ app = typer.Typer(
 app.add_typer(data, name="data")
 app.add_typer(train, name="train")
 app.add_typer(bench, name="bench")
+app.add_typer(score, name="score")
 for _command in (caption, evaluate, experiment, doctor, serve):
     app.command(cls=Command)(_command)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from training.evaluation.intervals import intervals
 from training.stickers.grammar import true_relations
 from training.stickers.parse import (
     AttributeFact,
@@ -23,6 +24,7 @@ from training.stickers.templates import CONVERSE
 if TYPE_CHECKING:
     from collections.abc import Sequence, Set
 
+    from training.evaluation.intervals import Interval
     from training.stickers.graph import Scene
     from training.stickers.parse import Fact
 
@@ -52,15 +54,6 @@ class Score:
     object_recall: float
     fluency: float
     perfect: float
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A mean and its 95 % bootstrap interval."""
-
-    mean: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,19 +145,14 @@ def facts_of(scene: Scene) -> frozenset[Fact]:
     return frozenset(facts)
 
 
-def summarise(scores: Sequence[Score], resamples: int = 1000) -> Summary:
+def summarise(scores: Sequence[Score]) -> Summary:
     """Means with 95 % bootstrap intervals over captions; the same for the same scores.
 
     Raises ValueError without a score.
     """
-    if not scores:
-        raise ValueError("no scores to summarise")
-    values_NM = np.array([[getattr(each, metric) for metric in METRICS] for each in scores])
-    draws_RN = np.random.default_rng(0).integers(len(scores), size=(resamples, len(scores)))
-    means_RM = np.stack([values_NM[draws_N].mean(axis=0) for draws_N in draws_RN])
-    low_M, high_M = np.percentile(means_RM, (2.5, 97.5), axis=0)
-    columns = zip(values_NM.mean(axis=0), low_M, high_M, strict=True)
-    return Summary(*(Interval(float(mean), float(low), float(high)) for mean, low, high in columns))
+    return Summary(
+        *intervals(np.array([[getattr(each, metric) for metric in METRICS] for each in scores]))
+    )
 
 
 def _coverage(scene: Scene, correct: frozenset[Fact]) -> float:

@@ -1,0 +1,1 @@
+"""Scores of captions by measures and file formats that others published."""
