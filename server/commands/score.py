@@ -16,6 +16,12 @@ score = typer.Typer(
     help="Score captions by published measures, see docs/benchmarks.md.", rich_markup_mode=None
 )
 
+Predictions = Annotated[
+    Path,
+    option(
+        "Inputs", "--predictions", "Captions by picture, .json, .jsonl or .csv.", command="score"
+    ),
+]
 JsonFile = Annotated[
     Path | None, option("Outputs", "--json", "JSON file for the scores.", command="score")
 ]
@@ -53,16 +59,39 @@ def caparena(
 
 
 @score.command(cls=Command)
-def text(
-    predictions: Annotated[
-        Path,
+def chair(
+    predictions: Predictions,
+    annotations: Annotated[
+        list[Path],
         option(
             "Inputs",
-            "--predictions",
-            "Captions by picture, .json, .jsonl or .csv.",
+            "--annotations",
+            "COCO instances or captions, or an object of picture to object names, .json; several.",
             command="score",
         ),
     ],
+    json_file: JsonFile = None,
+) -> None:
+    """Score captions of COCO pictures: share of mentioned objects that are not there."""
+    from training.evaluation.caption_files import read_predictions
+    from training.evaluation.chair import chair_figures, read_truth
+
+    try:
+        captions, truth = read_predictions(predictions), read_truth(annotations)
+        known = {key: shown for key in captions if (shown := truth.of(key)) is not None}
+        if not known:
+            first = next(iter(captions))
+            raise CommandError(f"no picture of {predictions} is annotated, such as {first!r}")
+        figures = chair_figures([captions[key] for key in known], list(known.values()))
+    except (ValueError, OSError) as error:
+        raise CommandError(str(error)) from None
+    counts = {"captions": len(known), "captions_without_annotation": len(captions) - len(known)}
+    _report(figures, counts, json_file, digits=4)
+
+
+@score.command(cls=Command)
+def text(
+    predictions: Predictions,
     references: Annotated[
         Path | None,
         option(

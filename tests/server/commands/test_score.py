@@ -83,6 +83,25 @@ def test_a_result_file_of_caparena(
     assert capsys.readouterr().out.splitlines()[0].split()[:2] == ["average", "0.00"]
 
 
+def test_objects_of_coco(
+    captions: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    annotations = tmp_path / "objects.json"
+    annotations.write_text('{"a.png": ["dog"]}')
+    command = ["rediff", "score", "chair", "--predictions", str(captions)]
+    monkeypatch.setattr("sys.argv", [*command, "--annotations", str(annotations)])
+    assert run() == 0
+    table = {line.split()[0]: line.split()[1] for line in capsys.readouterr().out.splitlines()}
+    assert table["chair_i"] == table["chair_s"] == "1.0000"
+    assert table["captions"] == table["captions_without_annotation"] == "1"
+    annotations.write_text('{"z.png": ["dog"]}')
+    assert run() == 1
+    assert "is annotated, such as 'a.png'" in capsys.readouterr().err
+
+
 def test_a_file_that_is_not_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
