@@ -302,8 +302,9 @@ def test_options_of_files_to_write_are_refused_when_captions_are_printed(
     assert err.startswith("rediff: --report is for captions that are written")
 
 
-def test_the_prompt_may_come_from_a_file(command: Command, folder: Path) -> None:
-    (folder / "prompt").write_text("a green pear\n")
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_the_prompt_may_come_from_a_file(command: Command, folder: Path, encoding: str) -> None:
+    (folder / "prompt").write_text("a green pear\n", encoding)
     assert command(folder / "a.png", "--prompt-file", folder / "prompt", "--prepend", "> ") == (
         0,
         "> a green pear\n",
