@@ -6,7 +6,6 @@ the better one.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Final, Literal
 import numpy as np
 
 from training.evaluation.intervals import Interval, intervals
+from training.evaluation.json_file import BadJson, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -73,9 +73,9 @@ def read_battles(file: Path, *, as_published: bool = False) -> list[Battle]:
         OSError: it cannot be read.
     """
     try:
-        items = json.loads(file.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise BadResults(f"{file}: {error}") from None
+        items = read_json(file)
+    except BadJson as error:
+        raise BadResults(str(error)) from None
     if not isinstance(items, list) or not items:
         raise BadResults(f"{file}: expected a list of battles")
     return [_battle(item, f"{file}: item {n}", as_published) for n, item in enumerate(items)]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import csv
-import json
 from typing import TYPE_CHECKING, Final
 
 from rediff_model.files import jsonl
+from training.evaluation.json_file import BadJson, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,7 +70,7 @@ def _pairs(file: Path) -> Iterator[tuple[str, str, object]]:
                 for number, row in enumerate(csv.DictReader(stream), 1):
                     yield _of_row(row, f"{file}: row {number}")
         elif suffix == ".json":
-            whole = json.loads(file.read_text(encoding="utf-8-sig"))
+            whole = read_json(file)
             if isinstance(whole, dict):
                 yield from ((f"{file}: {key}", key, value) for key, value in whole.items())
             elif isinstance(whole, list):
@@ -82,7 +82,7 @@ def _pairs(file: Path) -> Iterator[tuple[str, str, object]]:
             raise BadCaptions(f"{file} is none of .json, .jsonl, .csv")
     except BadCaptions:
         raise
-    except jsonl.BadLine as error:
+    except (jsonl.BadLine, BadJson) as error:
         raise BadCaptions(str(error)) from None
     except (ValueError, csv.Error) as error:
         raise BadCaptions(f"{file}: {error}") from None

@@ -5,7 +5,6 @@ The list of synonyms is theirs, see NOTICE.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from training.evaluation.intervals import intervals
+from training.evaluation.json_file import BadJson, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -95,7 +95,7 @@ def read_truth(files: Sequence[Path]) -> Truth:
     files_of: dict[str, str] = {}
     for file in files:
         try:
-            whole = json.loads(file.read_text(encoding="utf-8-sig"))
+            whole = read_json(file)
             if not isinstance(whole, dict):
                 raise BadAnnotations(f"{file} holds no object")
             if "annotations" not in whole:
@@ -114,6 +114,8 @@ def read_truth(files: Sequence[Path]) -> Truth:
                     objects[key].add(_known(categories[note["category_id"]]))
         except BadAnnotations:
             raise
+        except BadJson as error:
+            raise BadAnnotations(str(error)) from None
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise BadAnnotations(f"{file} is no annotation of COCO: {error!r}") from None
     for number, name in files_of.items():
